@@ -1,0 +1,107 @@
+"""Guards shared by the public functions: each raises one full sentence that holds the value it received.
+
+They raise and never assert, so they stand under `python -O` too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from sdegen._shapes import Generators
+
+
+class NonFiniteError(ValueError):
+    """A state or a network output became NaN or infinite; the message names the clock and counts the samples."""
+
+
+def whole(name: str, value: object, least: int = 1) -> int:
+    """An integer of at least `least`; bools and floats are refused."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an integer, and {value!r} is {type(value).__name__}.")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, and it is {value}.")
+    return value
+
+
+def real(name: str, value: object, low: float = -math.inf, high: float = math.inf, *, strict: bool = False) -> float:
+    """A finite number in [low, high], or in (low, high) if `strict`."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a real number, and {value!r} is {type(value).__name__}.")
+    inside = low < value < high if strict else low <= value <= high
+    if not (math.isfinite(value) and inside):
+        ends = f"({low}, {high})" if strict else f"[{low}, {high}]"
+        raise ValueError(f"{name} must be a finite number in {ends}, and it is {value}.")
+    return float(value)
+
+
+def choice(name: str, value: object, valid: Iterable[str]) -> str:
+    """One of the names in `valid`."""
+    valid = list(valid)
+    if not isinstance(value, str) or value not in valid:
+        kind = ValueError if isinstance(value, str) else TypeError
+        raise kind(f"Unknown {name} {value!r}; choose one of {', '.join(map(repr, valid))}.")
+    return value
+
+
+def batch(name: str, x: object, *, finite: bool = True) -> Tensor:
+    """A floating tensor of shape (B, *event) with finite entries."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} must be a tensor of shape (B, ...), and it is {type(x).__name__}.")
+    if not x.is_floating_point():
+        hint = " Scale integers to floats first, and add dequantisation noise before a likelihood."
+        raise TypeError(f"{name} must have a real floating dtype, and it has {x.dtype}.{'' if x.is_complex() else hint}")
+    if x.ndim < 2 or math.prod(x.shape[1:]) == 0:
+        raise ValueError(f"{name} must have shape (B, ...), a batch axis and a non-empty event, not {tuple(x.shape)}.")
+    if finite and x.numel():
+        bad = int((~torch.isfinite(x.flatten(1))).any(1).sum())
+        if bad:
+            raise ValueError(f"{name} holds NaN or infinite values in {bad} of its {x.shape[0]} samples.")
+    return x
+
+
+def batch_shape(shape: object) -> tuple[int, ...]:
+    """A shape (B, *event) of integers; B may be 0."""
+    if not isinstance(shape, Sequence) or isinstance(shape, str):
+        raise TypeError(f"shape must be a tuple (B, ...) of integers, and it is {shape!r}.")
+    sizes = tuple(whole("every size in shape", n, least=0) for n in shape)
+    if len(sizes) < 2 or 0 in sizes[1:]:
+        raise ValueError(f"shape must be (B, ...), a batch axis and a non-empty event, and it is {sizes}.")
+    return sizes
+
+
+def generators(generator: Generators, size: int, device: torch.device) -> Generators:
+    """None, one generator, or `size` of them, all on `device`."""
+    if generator is None:
+        return None
+    several = generator if isinstance(generator, (list, tuple)) else [generator]
+    if several is generator and len(several) != size:
+        raise ValueError(f"A batch of {size} needs {size} generators, one per sample, and {len(several)} were given.")
+    for g in several:
+        if not isinstance(g, torch.Generator):
+            raise TypeError(f"generator must be a torch.Generator or a list of them, and {g!r} is {type(g).__name__}.")
+        if g.device.type != device.type:
+            raise ValueError(f"generator lives on {g.device}, and the samples are drawn on {device}.")
+    return generator
+
+
+def conditions(cond: object) -> Mapping[str, object]:
+    """The keyword arguments a network receives: None, or a mapping from names to values."""
+    if cond is None:
+        return {}
+    if not isinstance(cond, Mapping) or not all(isinstance(name, str) for name in cond):
+        raise TypeError(f"cond must be a mapping from argument names to values, and it is {type(cond).__name__}.")
+    return cond
+
+
+def finite_state(y: Tensor, u: float) -> None:
+    """Stop a solve whose state is no longer finite: reads the device once."""
+    bad = int((~torch.isfinite(y.flatten(1))).any(1).sum()) if y.numel() else 0
+    if bad:
+        raise NonFiniteError(
+            f"The state is NaN or infinite in {bad} of {y.shape[0]} samples at the clock u = {u:.6g} or shortly "
+            "before it; check the network's output there, the step size and the precision."
+        )

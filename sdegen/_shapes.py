@@ -1,0 +1,69 @@
+"""Shapes and draws: the one place where tensors are broadcast, flattened or filled with noise.
+
+A batch has shape (B, *event) with one sample a row; a time is a float, a 0-d tensor or one value a sample, (B,).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+Generators = torch.Generator | Sequence[torch.Generator] | None
+
+
+def as_time(t: float | Tensor) -> Tensor:
+    """A time as a floating tensor; Python numbers become float64 scalars, which never widen what they multiply."""
+    if isinstance(t, Tensor):
+        if not t.is_floating_point():
+            raise TypeError(f"A time must be a real floating number, and this tensor has dtype {t.dtype}.")
+        return t
+    if isinstance(t, bool) or not isinstance(t, (int, float)):
+        raise TypeError(f"A time must be a float or a floating tensor, and {t!r} is {type(t).__name__}.")
+    return torch.tensor(t, dtype=torch.float64)
+
+
+def like(t: Tensor, x: Tensor) -> Tensor:
+    """Append axes to `t`, of shape () or (B,), until it broadcasts against `x` of shape (B, *event)."""
+    return t if t.ndim == 0 else t.reshape(t.shape + (1,) * (x.ndim - t.ndim))
+
+
+def batch_of_times(t: float | Tensor, x: Tensor) -> Tensor:
+    """`t` as one time per row of `x`, shape (B,), in the dtype and on the device of `x`."""
+    t = as_time(t)
+    if t.ndim > 1 or (t.ndim == 1 and t.shape[0] != x.shape[0]):
+        raise ValueError(f"A time must be a scalar or have shape ({x.shape[0]},), and it has {tuple(t.shape)}.")
+    return t.to(x).expand(x.shape[0])
+
+
+def event_size(shape: Sequence[int]) -> int:
+    """d, the number of values in one sample of a batch of this shape."""
+    return math.prod(shape[1:])
+
+
+def sum_event(x: Tensor) -> Tensor:
+    """Sum over everything but the batch axis: (B, *event) to (B,)."""
+    return x.flatten(1).sum(1)
+
+
+def normal(shape: Sequence[int], generator: Generators, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Standard normals of `shape` (B, *event): from one generator, or row b from the b-th of a sequence."""
+    if generator is None or isinstance(generator, torch.Generator):
+        return torch.randn(tuple(shape), generator=generator, dtype=dtype, device=device)
+    rows = [torch.randn(tuple(shape[1:]), generator=g, dtype=dtype, device=device) for g in generator]
+    return torch.stack(rows) if rows else torch.empty(tuple(shape), dtype=dtype, device=device)
+
+
+def uniform(n: int, generator: Generators, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Uniform numbers on (0, 1], shape (n,): the data end of a path, where some targets are infinite, is left out."""
+    if generator is None or isinstance(generator, torch.Generator):
+        return 1 - torch.rand(n, generator=generator, dtype=dtype, device=device)
+    return 1 - torch.cat([torch.rand(1, generator=g, dtype=dtype, device=device) for g in generator])
+
+
+def signs(shape: Sequence[int], generator: Generators, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Rademacher numbers, +1 or -1 with equal odds, drawn like `normal`."""
+    z = normal(shape, generator, dtype, device)
+    return torch.where(z >= 0, 1.0, -1.0).to(dtype)

@@ -1,0 +1,191 @@
+"""Denoising score matching and flow matching: one loss, the network's own prediction regressed on its target.
+
+With k p = a x + b eps (models.py) the loss of one sample at time t is the mean over the event of
+
+    weight(t) [ k p_theta(x_t, t) - (a x + b eps) ]^2          x_t = alpha x + sigma eps
+
+so that for "score" it is [sigma s_theta + eps]^2, number for number the loss of eps_theta = -sigma s_theta. The
+minimiser is E[target | x_t]: s = -E[eps | x_t]/sigma for denoising score matching, dx/dt for flow matching.
+
+Weightings are stated on the squared error of eps and converted, |d eps| = (1-u) / ((1-u) b - u a) |d (k p)| in straight
+coordinates, so a weighting means the same for every prediction. Times are drawn with an importance weight: the density
+of uniform time over the density they were drawn from.
+
+A Connection Between Score Matching and Denoising Autoencoders, Vincent, 2011; Song et al., 2021, arXiv:2011.13456;
+Maximum Likelihood Training of Score-Based Diffusion Models, Song et al., 2021, arXiv:2101.09258; Lipman et al., 2023,
+arXiv:2210.02747; Efficient Diffusion Training via Min-SNR Weighting Strategy, Hang et al., 2023, arXiv:2303.09556.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sdegen import _checks
+from sdegen._shapes import Generators, as_time, batch_of_times, like, normal, uniform
+from sdegen.models import PREDICTIONS, Cond, ScoreModel
+from sdegen.paths import GaussianPath
+
+Weighting = Callable[[GaussianPath, Tensor], Tensor]
+Times = Callable[[GaussianPath, int, Generators, torch.dtype, torch.device], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class LikelihoodWeighting:
+    """g^2/2 on the squared error of the score, that is -lambda'(t)/2 on that of eps (per unit of time).
+
+    Its mean over time, times d, is the integral in the evidence bound, in nats. It grows like 1/t at a clean data end:
+    draw times with `LikelihoodTimes`. Song et al., 2021, arXiv:2101.09258.
+    """
+
+    def __call__(self, path: GaussianPath, t: Tensor) -> Tensor:
+        """The weight of the squared error of eps at times t (B,)."""
+        span = abs(path.t_noise - path.t_data)
+        return 0.5 * span * (path.diffusion(t) / path.sigma(t)) ** 2
+
+
+@dataclass(frozen=True)
+class MinSNR:
+    """min(SNR, gamma) on the squared error of the data, that is min(1, gamma/SNR) on that of eps.
+
+    Hang et al., 2023, arXiv:2303.09556.
+    """
+
+    gamma: float = 5.0
+
+    def __post_init__(self) -> None:
+        _checks.real("gamma", self.gamma, 0, strict=True)
+
+    def __call__(self, path: GaussianPath, t: Tensor) -> Tensor:
+        """The weight of the squared error of eps at times t (B,)."""
+        return torch.clamp(self.gamma * (path.sigma(t) / path.alpha(t)) ** 2, max=1.0)
+
+
+@dataclass(frozen=True)
+class UniformTimes:
+    """Independent uniform times between the ends of the path, the data end itself left out."""
+
+    def __call__(
+        self, path: GaussianPath, n: int, generator: Generators, dtype: torch.dtype, device: torch.device
+    ) -> tuple[Tensor, Tensor]:
+        """n times and their importance weights, both (n,)."""
+        fraction = uniform(n, generator, dtype, device)
+        return path.t_data + (path.t_noise - path.t_data) * fraction, torch.ones_like(fraction)
+
+
+@dataclass(frozen=True)
+class LowDiscrepancyTimes:
+    """Uniform times spread evenly over the batch: (i + U)/n with one U for all, shifted together.
+
+    Lowers the variance of the loss at no cost. Kingma et al., 2021, arXiv:2107.00630.
+    """
+
+    def __call__(
+        self, path: GaussianPath, n: int, generator: Generators, dtype: torch.dtype, device: torch.device
+    ) -> tuple[Tensor, Tensor]:
+        """n times and their importance weights, both (n,)."""
+        fraction = (torch.arange(n, dtype=dtype, device=device) + _shared(generator, dtype, device)) / max(n, 1)
+        return path.t_data + (path.t_noise - path.t_data) * fraction, torch.ones_like(fraction)
+
+
+@dataclass(frozen=True)
+class LikelihoodTimes:
+    """Times whose log-SNR is uniform between the clocks u_min and u_max: importance sampling for `LikelihoodWeighting`.
+
+    The product of that weight and the importance weight is then the constant (lambda_max - lambda_min)/2, on any path.
+    Low-discrepancy as `LowDiscrepancyTimes`. u_min must be positive, since log-SNR is infinite at u = 0; both are cut
+    to the path's ends. Raises ValueError unless 0 < u_min < u_max < 1.
+    """
+
+    u_min: float = 1e-3
+    u_max: float = 0.999
+
+    def __post_init__(self) -> None:
+        _checks.real("u_min", self.u_min, 0, 1, strict=True)
+        _checks.real("u_max", self.u_max, self.u_min, 1, strict=True)
+
+    def __call__(
+        self, path: GaussianPath, n: int, generator: Generators, dtype: torch.dtype, device: torch.device
+    ) -> tuple[Tensor, Tensor]:
+        """n times and their importance weights, both (n,)."""
+        ends = torch.tensor([max(self.u_min, path.ends[0]), min(self.u_max, path.ends[1])], dtype=torch.float64)
+        high, low = (2 * torch.log((1 - ends) / ends)).tolist()
+        fraction = (torch.arange(n, dtype=dtype, device=device) + _shared(generator, dtype, device)) / max(n, 1)
+        t = path.time(torch.sigmoid(-0.5 * (high + (low - high) * fraction)))
+        rate = (path.diffusion(t) / path.sigma(t)) ** 2  # |d lambda / dt|, the density of t up to its integral
+        return t, (high - low) / (rate * abs(path.t_noise - path.t_data))
+
+
+def loss(
+    model: ScoreModel,
+    x: Tensor,
+    *,
+    weighting: Weighting | None = None,
+    times: Times | None = None,
+    cond: Cond = None,
+    t: float | Tensor | None = None,
+    noise: Tensor | None = None,
+    generator: Generators = None,
+    reduction: str = "mean",
+) -> Tensor:
+    """Denoising score matching or flow matching on data `x` (B, *event), in the network's own prediction.
+
+    weighting: None for the plain squared error ("simple" for an eps network), `LikelihoodWeighting()`, `MinSNR()`, or a
+               callable (path, t) -> the weight (B,) of the squared error of eps.
+    times:     how t is drawn: `UniformTimes()` by default, `LowDiscrepancyTimes()`, `LikelihoodTimes()`.
+    cond:      keyword arguments for the network.
+
+    t, noise:  the times, a scalar or (B,), and the standard normals eps, like x, instead of draws.
+    generator: for those draws, a torch.Generator or one per sample.
+    reduction: "mean" over batch and event, or "none": (B,), the mean over each event.
+
+    One network call. On the CPU, NaN in x is refused; on an accelerator that look would stall the training loop.
+    Raises TypeError or ValueError for input that is not as described.
+    """
+    if not isinstance(model, ScoreModel):
+        raise TypeError(f"loss needs a ScoreModel, whose network it trains, and model is {type(model).__name__}.")
+    _checks.batch("x", x, finite=x.device.type == "cpu" if isinstance(x, Tensor) else False)
+    _checks.choice("reduction", reduction, ("mean", "none"))
+    _checks.generators(generator, len(x), x.device)
+    path = model.path
+    if t is None:
+        t, importance = (times or UniformTimes())(path, len(x), generator, x.dtype, x.device)
+    else:
+        if times is not None:
+            raise ValueError(f"Give either t or times, and t = {t!r} came with times = {times!r}.")
+        t, importance = _given_times(t, x, path), None
+    eps = normal(x.shape, generator, x.dtype, x.device) if noise is None else _given_noise(noise, x)
+    alpha, sigma = path.alpha(t), path.sigma(t)
+    a, b, k = (like(as_time(n), x) for n in PREDICTIONS[model.predicts](path, t, alpha, sigma))
+    p = model(like(alpha, x) * x + like(sigma, x) * eps, t, cond)
+    error = (k * p - (a * x + b * eps)).square().flatten(1).mean(1)
+    if weighting is not None:
+        det = (alpha * as_time(b).flatten() - sigma * as_time(a).flatten()) / (alpha + sigma)
+        error = weighting(path, t) * (alpha / (alpha + sigma) / det) ** 2 * error
+    if importance is not None:
+        error = importance * error
+    return error.mean() if reduction == "mean" else error
+
+
+def _shared(generator: Generators, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """One uniform number, from the first generator where there are several."""
+    first = generator[:1] if isinstance(generator, (list, tuple)) else generator
+    return uniform(1, first, dtype, device)
+
+
+def _given_times(t: float | Tensor, x: Tensor, path: GaussianPath) -> Tensor:
+    t = batch_of_times(t, x)
+    low, high = sorted((path.t_data, path.t_noise))
+    if t.numel() and not bool(((t >= low) & (t <= high)).all()):
+        raise ValueError(f"t must lie in [{low}, {high}] on {path!r}, and it spans [{float(t.min())}, {float(t.max())}].")
+    return t
+
+
+def _given_noise(noise: Tensor, x: Tensor) -> Tensor:
+    _checks.batch("noise", noise, finite=False)
+    if noise.shape != x.shape:
+        raise ValueError(f"noise must have the shape of x, {tuple(x.shape)}, and it has {tuple(noise.shape)}.")
+    return noise.to(x)

@@ -1,0 +1,220 @@
+"""The verbs that move samples along a path: sample, encode, decode, and solve, which they all are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sdegen import _checks
+from sdegen._shapes import Generators
+from sdegen.dynamics import Path, Problem, evaluating
+from sdegen.models import Model
+from sdegen.solvers import Ancestral, ODESolver, SDESolver
+
+Cond = Mapping[str, object] | None
+Solver = SDESolver | ODESolver | Ancestral
+
+LIKELIHOOD_SOLVER = ODESolver("dopri8", rtol=1e-6)
+
+
+@dataclass(frozen=True)
+class Solution:
+    """What `solve` returns, for n accepted steps on a batch of B samples.
+
+    x:          the end point, (B, *event).
+    trajectory: every step's state, (n + 1, B, *event), or None unless asked for.
+    t, u:       the n + 1 knots in the path's time and on the straight clock, float64 on the CPU.
+    calls:      network calls. accepted, rejected: steps.
+    error:      (B,), for an adaptive ODE solver: the sum over its accepted steps of the local error estimate of each
+                sample, in units of the tolerance atol + rtol |y|; None otherwise.
+    """
+
+    x: Tensor
+    trajectory: Tensor | None
+    t: Tensor
+    u: Tensor
+    calls: int
+    accepted: int
+    rejected: int
+    error: Tensor | None
+
+
+def sample(
+    model: Model,
+    shape: tuple[int, ...],
+    solver: Solver,
+    *,
+    generator: Generators = None,
+    cond: Cond = None,
+    x_T: Tensor | None = None,
+    noise: Tensor | Callable[[int], Tensor] | None = None,
+    u: tuple[float, float] | None = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    progress: bool = False,
+) -> Tensor:
+    """Draw samples of `shape` (B, *event) by solving from noise to data.
+
+    model:     a `ScoreModel`, or the `.model(path)` of an exact target.
+    solver:    an `SDESolver`, an `ODESolver` or `Ancestral`.
+    generator: a torch.Generator, or one per sample: a sample then does not depend on its batch-mates.
+    cond:      keyword arguments for the network.
+
+    x_T:       the start, shaped like the samples, instead of a draw from N(0, sigma^2 I) at the noise end.
+    noise:     standard normals for a stochastic solver, see `solve`.
+    u:         (from, to): only this part of the path.
+    dtype, device: of the samples; by default those of the model's parameters.
+    progress:  show a bar (needs tqdm).
+
+    Raises TypeError or ValueError for bad input before the first network call, NonFiniteError if a state diverges.
+    """
+    _check_model(model)
+    shape = _checks.batch_shape(shape)
+    dtype, device = _dtype_and_device(model, dtype, device)
+    _checks.generators(generator, shape[0], device)
+    if x_T is None:
+        u_from, _ = _interval(model, "data", u)
+        start = model.path.prior_at(u_from).sample(shape, generator, dtype=dtype, device=device)
+    else:
+        start = _checks.batch("x_T", x_T).to(device, dtype)
+        if tuple(start.shape) != shape:
+            raise ValueError(f"x_T must have the shape of the samples, {shape}, and it has {tuple(start.shape)}.")
+    options = {"u": u, "noise": noise, "generator": generator, "cond": cond, "progress": progress}
+    return solve(model, start, solver, to="data", **options).x
+
+
+def encode(
+    model: Model,
+    x: Tensor,
+    solver: ODESolver | None = None,
+    *,
+    cond: Cond = None,
+    u: tuple[float, float] | None = None,
+) -> Tensor:
+    """The latent z = x_T of data `x` (B, *event) under the ODE, unscaled; `solver` defaults to that of `log_prob`."""
+    return solve(model, x, _ode(solver), to="noise", cond=cond, u=u).x
+
+
+def decode(
+    model: Model,
+    z: Tensor,
+    solver: ODESolver | None = None,
+    *,
+    cond: Cond = None,
+    u: tuple[float, float] | None = None,
+) -> Tensor:
+    """The data whose latent is `z` (B, *event): the inverse of `encode`."""
+    return solve(model, z, _ode(solver), to="data", cond=cond, u=u).x
+
+
+def solve(
+    model: Model,
+    x: Tensor,
+    solver: Solver,
+    *,
+    to: str = "data",
+    u: tuple[float, float] | None = None,
+    noise: Tensor | Callable[[int], Tensor] | None = None,
+    generator: Generators = None,
+    cond: Cond = None,
+    trajectory: bool = False,
+    progress: bool = False,
+) -> Solution:
+    """Solve from `x` (B, *event), a state at one end of the path, to the other.
+
+    to:         "data" or "noise", the end to reach.
+    u:          (from, to) on the straight clock: only this part of the path; x is then x_t at u[0].
+    noise:      makes a stochastic solver a deterministic function: standard normals (steps, B, *event), step 0 at the
+                start; "srk" takes (steps, 2, B, *event), the second for the space-time area; or a callable from the
+                step k to its normals. The increment of step k is sqrt(h_k) z_k; Ancestral does not use the last.
+    trajectory: keep every step's state. Other arguments as in `sample`.
+
+    The network runs in eval mode without gradients and is put back afterwards. Raises as `sample` does.
+    """
+    _check_model(model)
+    x = _checks.batch("x", x)
+    _check_solver(solver)
+    _checks.choice("end", to, ("data", "noise"))
+    u_from, u_to = _interval(model, to, u)
+    _checks.conditions(cond)
+    _checks.generators(generator, len(x), x.device)
+    if noise is not None and not (isinstance(noise, Tensor) or callable(noise)):
+        raise TypeError(f"noise must be a tensor of standard normals or a callable from k to them, not {noise!r}.")
+    with torch.inference_mode(False), torch.no_grad(), evaluating(model):
+        start = _working(x) / _scale(model, u_from)
+        problem = Problem(model, start, u_from, u_to, cond, noise, generator, trajectory, progress)
+        path = solver.run(problem) if len(x) else _empty(problem)
+        return _solution(model, path, x.dtype)
+
+
+def _solution(model: Model, path: Path, dtype: torch.dtype) -> Solution:
+    """Back from straight coordinates to x = r y."""
+    u = torch.tensor(path.u, dtype=torch.float64)
+    t = model.path.time(u) if path.times is None else torch.tensor(path.times, dtype=torch.float64)
+    trajectory = None
+    if path.states:
+        scale = model.path.scale(u).tolist()
+        trajectory = torch.stack([(r * y).to(dtype) for r, y in zip(scale, path.states, strict=True)])
+    x = (_scale(model, path.u[-1]) * path.y).to(dtype)
+    return Solution(x, trajectory, t, u, path.calls, path.accepted, path.rejected, path.error)
+
+
+def _working(x: Tensor) -> Tensor:
+    """`x` as an ordinary tensor in at least float32: half precision would round the clock's steps away."""
+    return x.detach().to(torch.promote_types(x.dtype, torch.float32)).clone()
+
+
+def _empty(problem: Problem) -> Path:
+    """An empty batch arrives without a query."""
+    y, u = problem.y, [problem.u_from, problem.u_to]
+    return Path(y, u, [y, y] if problem.trajectory else [])
+
+
+def _scale(model: Model, u: float) -> float:
+    return float(model.path.scale(torch.tensor(u, dtype=torch.float64)))
+
+
+def _interval(model: Model, to: str, u: tuple[float, float] | None) -> tuple[float, float]:
+    """(u_from, u_to): the ends of the path, or the part of it that was asked for."""
+    low, high = model.path.ends
+    if u is None:
+        return (high, low) if to == "data" else (low, high)
+    if not isinstance(u, (tuple, list)) or len(u) != 2:
+        raise TypeError(f"u must be a pair (from, to) on the straight clock, and it is {u!r}.")
+    u_from, u_to = (_checks.real("every end in u", end) for end in u)
+    if not all(low - 1e-12 <= end <= high + 1e-12 for end in (u_from, u_to)):
+        raise ValueError(f"u = ({u_from}, {u_to}) leaves the path: {model.path!r} runs from u = {low} to {high}.")
+    if u_from == u_to or (u_from > u_to) != (to == "data"):
+        order = "from > to" if to == "data" else "from < to"
+        raise ValueError(f"A solve to the {to} needs u with {order}, and it is ({u_from}, {u_to}).")
+    return min(max(u_from, low), high), min(max(u_to, low), high)
+
+
+def _dtype_and_device(
+    model: Model, dtype: torch.dtype | None, device: torch.device | str | None
+) -> tuple[torch.dtype, torch.device]:
+    """What was asked for, else what the model's parameters have, else the defaults."""
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise TypeError(f"dtype must be a floating torch dtype, and it is {dtype!r}.")
+    first = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    return dtype or first.dtype, first.device if device is None else torch.device(device)
+
+
+def _ode(solver: ODESolver | None) -> ODESolver:
+    solver = LIKELIHOOD_SOLVER if solver is None else solver
+    if not isinstance(solver, ODESolver):
+        raise TypeError(f"Only the ODE can be solved both ways: give an ODESolver, not {solver!r}.")
+    return solver
+
+
+def _check_solver(solver: object) -> None:
+    if not isinstance(solver, (SDESolver, ODESolver, Ancestral)):
+        raise TypeError(f"solver must be an SDESolver, an ODESolver or Ancestral, and it is {solver!r}.")
+
+
+def _check_model(model: object) -> None:
+    if not isinstance(model, Model):
+        raise TypeError(f"model must be a ScoreModel or the .model(path) of an exact target, and it is {model!r}.")

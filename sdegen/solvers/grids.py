@@ -1,0 +1,96 @@
+"""Grids: where on the clock a solver steps. A grid is a value; `knots` lays it on a path.
+
+    PowerGrid(p)        u_k = u_low + (u_high - u_low) (1 - k/N)^p     k = 0 at the noise end, k = N at the data end
+    PowerGrid(p, "t")   |t - t_data| likewise, so that PowerGrid(1, "t") is uniform in time and PowerGrid(2, "t") in sqrt(t)
+
+Towards noise the same knots are walked backwards.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sdegen import _checks
+from sdegen.models import Model, Node
+from sdegen.paths import GaussianPath
+
+
+@dataclass(frozen=True)
+class PowerGrid:
+    """A power of the step index: `p` = 1 is uniform, a larger p crowds the knots towards the data.
+
+    p:     positive. clock: "u", the straight clock, or "t", the path's own time.
+    """
+
+    p: float = 2.0
+    clock: str = "u"
+
+    def __post_init__(self) -> None:
+        _checks.real("p", self.p, 0, strict=True)
+        _checks.choice("clock", self.clock, ("u", "t"))
+
+    def at(self, s: Tensor, u_from: float, u_to: float) -> tuple[Tensor, Tensor]:
+        """u and |du/ds| at s in [0, 1], for the smooth map behind PowerGrid(p): s = 0 at u_from, 1 at u_to."""
+        low, high = sorted((u_from, u_to))
+        falling = s if u_from > u_to else 1 - s
+        return low + (high - low) * (1 - falling) ** self.p, (high - low) * self.p * (1 - falling) ** (self.p - 1)
+
+
+Grid = PowerGrid | Tensor
+
+
+def check_grid(grid: object, steps: int | None) -> None:
+    """A PowerGrid, or knots in u: a 1-D tensor with steps + 1 strictly monotone values in [0, 1]."""
+    if isinstance(grid, PowerGrid):
+        return
+    if not isinstance(grid, Tensor):
+        raise TypeError(f"grid must be a PowerGrid or a tensor of u, and {grid!r} is {type(grid).__name__}.")
+    gaps = torch.diff(grid.double()) if grid.ndim == 1 and grid.is_floating_point() else grid.new_zeros(0)
+    monotone = len(gaps) > 0 and bool((gaps > 0).all() or (gaps < 0).all())
+    if not monotone or not bool(((grid >= 0) & (grid <= 1)).all()):
+        raise ValueError(f"A grid of u must be 1-D, floating and strictly monotone in [0, 1], and it is {grid.tolist()}.")
+    if steps is not None and len(grid) != steps + 1:
+        raise ValueError(f"A grid for {steps} steps needs {steps + 1} knots, and it has {len(grid)}.")
+
+
+def knots(grid: Grid, path: GaussianPath, u_from: float, u_to: float, steps: int) -> tuple[Tensor, Tensor]:
+    """(u, t) at the steps + 1 knots from u_from to u_to, float64 on the CPU; the ends are met exactly."""
+    low, high = sorted((u_from, u_to))
+    if isinstance(grid, Tensor):
+        u = grid.detach().to("cpu", torch.float64).sort(descending=True).values
+        if not (math.isclose(u[0], high, abs_tol=1e-12) and math.isclose(u[-1], low, abs_tol=1e-12)):
+            raise ValueError(f"The grid runs from u = {float(u[0])} to {float(u[-1])}, the solve from {high} to {low}.")
+        t = path.time(u)
+    else:
+        shape = (torch.arange(steps, -1, -1, dtype=torch.float64) / steps) ** grid.p  # (1 - k/N)^p, k/N exact for p = 1
+        if grid.clock == "u":
+            u = low + (high - low) * shape
+            t = path.time(u)
+        else:
+            t_low, t_high = (_end_time(path, end) for end in (low, high))
+            t = t_low + (t_high - t_low) * shape
+            u = path.clock(t)
+    u[0], u[-1] = high, low
+    t[0], t[-1] = (_end_time(path, end) for end in (high, low))
+    return (u, t) if u_from > u_to else (u.flip(0), t.flip(0))
+
+
+def stage_nodes(model: Model, u: Tensor, t: Tensor, fractions: tuple[float, ...]) -> list[dict[float, Node]]:
+    """For every step, the node at each fraction of it; the clock is linear within a step, and knots keep their own t."""
+    columns = []
+    for fraction in fractions:
+        if fraction in (0.0, 1.0):
+            columns.append(model.nodes(*((u[:-1], t[:-1]) if fraction == 0 else (u[1:], t[1:]))))
+        else:
+            columns.append(model.nodes(u[:-1] + fraction * (u[1:] - u[:-1])))
+    return [dict(zip(fractions, step, strict=True)) for step in zip(*columns, strict=True)]
+
+
+def _end_time(path: GaussianPath, u: float) -> float:
+    """path.time(u), but exactly t_data or t_noise at the path's own ends."""
+    exact = dict(zip(path.ends, (path.t_data, path.t_noise), strict=True))
+    return exact.get(u, float(path.time(torch.tensor(u, dtype=torch.float64))))

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from sdegen import _checks
 from sdegen._shapes import Generators, event_size, signs, sum_event
-from sdegen.models import Model, Node
+from sdegen.models import Model, Query
 
 CHECK_EVERY = 32
 """Steps between two looks at whether the state is still finite: each look waits for the device."""
@@ -53,21 +53,12 @@ class Problem:
     y: Tensor
     u_from: float
     u_to: float
-    cond: Mapping[str, object] | None = None
+    cond: Mapping[str, object] = field(default_factory=dict)
     noise: Tensor | Callable[[int], Tensor] | None = None
     generator: Generators = None
     trajectory: bool = False
     progress: bool = False
     probes: Tensor | None = None
-
-    def refuse_singular(self, solver: object, *ends: float) -> None:
-        """Raise if the network's prediction has no finite conversion at a clock the solver will query."""
-        for u, node in zip(ends, self.model.nodes(torch.tensor(ends, dtype=torch.float64)), strict=True):
-            if node.singular:
-                raise ValueError(
-                    f"{solver!r} queries the network at u = {u:g}, where the prediction {self.model.predicts!r} on "
-                    f"{self.model.path!r} is singular; give u=(from, to) inside it, or train a network that predicts 'v'."
-                )
 
     @contextmanager
     def bar(self, total: int | None) -> Iterator[Callable[[], object]]:
@@ -139,14 +130,12 @@ def draw_probes(y: Tensor, trace: Hutchinson | None, generator: Generators) -> T
 
 
 def drift_and_divergence(
-    model: Model, y: Tensor, node: Node, c: float, d: float, cond: Mapping[str, object] | None, probes: Tensor
+    model: Model, y: Tensor, query: Query, cond: Mapping[str, object], probes: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """c x_hat + d eps_hat (B, *event) and its divergence (B,), from one network call and one product a probe."""
+    """The answer to `query` (B, *event) and its divergence (B,), from one network call and one product a probe."""
     with torch.enable_grad():
         y = y.detach().requires_grad_(True)
-        value = model.estimate(y, node, c, d, cond)
-        if not value.requires_grad:
-            return value, torch.zeros(len(y), dtype=y.dtype, device=y.device)
+        value = model.estimate(y, query, cond)
     divergence = torch.zeros(len(y), dtype=y.dtype, device=y.device)
     for i, z in enumerate(probes):
         z = z.reshape(y.shape)
@@ -160,16 +149,16 @@ def check_differentiable(problem: Problem) -> None:
     y = problem.y[:8]
     cond = _first_rows(problem.cond, len(problem.y), len(y))
     u = 0.5 * (problem.u_from + problem.u_to)
-    (node,) = problem.model.nodes(torch.tensor([u], dtype=torch.float64))
+    one = torch.ones(1, dtype=torch.float64)
+    (query,) = problem.model.plan(y, u * one, None, -one, one)
     coin = torch.Generator().manual_seed(0)
-    z = signs(tuple(y.shape), coin, y.dtype, torch.device("cpu")).to(y.device)
+    z, noise = (signs(tuple(y.shape), coin, y.dtype, torch.device("cpu")).to(y.device) for _ in range(2))
+    y = (1 - u) * y + u * noise  # a state typical of u, so that the difference probes the network where it was trained
 
     def field_at(y: Tensor) -> Tensor:
-        return problem.model.estimate(y, node, -1.0, 1.0, cond)
+        return problem.model.estimate(y, query, cond)
 
-    # a noisy state typical of u, so that the difference probes the network where it was trained
-    y = (1 - u) * y + u * signs(tuple(y.shape), coin, y.dtype, torch.device("cpu")).to(y.device)
-    _, product = drift_and_divergence(problem.model, y, node, -1.0, 1.0, cond, z.flatten(1)[None])
+    _, product = drift_and_divergence(problem.model, y, query, cond, z.flatten(1)[None])
     h = 1e-3 if y.dtype == torch.float64 else 1e-2
     difference = sum_event(z * (field_at(y + h * z) - field_at(y - h * z))) / (2 * h)
     size = float((product.abs() + difference.abs()).sum()) + 1e-2 * event_size(y.shape) * len(y)
@@ -182,10 +171,8 @@ def check_differentiable(problem: Problem) -> None:
         )
 
 
-def _first_rows(cond: Mapping[str, object] | None, batch: int, rows: int) -> Mapping[str, object] | None:
+def _first_rows(cond: Mapping[str, object], batch: int, rows: int) -> Mapping[str, object]:
     """The conditions of the first `rows` samples: tensors with a batch axis are cut, everything else is passed on."""
-    if cond is None or rows == batch:
-        return cond
     return {
         name: value[:rows] if isinstance(value, Tensor) and value.ndim and value.shape[0] == batch else value
         for name, value in cond.items()

@@ -11,13 +11,13 @@ Noise is isotropic, so everything is computed per eigenvalue of S_i. The path en
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from sdegen import _checks
-from sdegen.models import Cond, Model, Node
+from sdegen.models import Model, Query
 from sdegen.paths import GaussianPath
 
 Numbers = float | Sequence | Tensor
@@ -146,25 +146,20 @@ class ExactModel(Model):
         self.mixture = mixture
         self.path = path
 
-    def nodes(self, u: Tensor, t: Tensor | None = None) -> list[Node]:
-        """Only u matters here."""
-        return [Node(value, 0.0, 1.0, -value, 1 - value, 1.0) for value in u.tolist()]
+    def query(self, u: Tensor, t: Tensor, c: Tensor, d: Tensor, e: Tensor) -> Query:
+        """The clock itself: nothing here depends on the path."""
+        return Query(t, (u, c, d, e))
 
-    def node_at(self, x_t: Tensor, t: Tensor) -> Node:
-        """A node whose clock broadcasts against (B, K, d)."""
-        return Node(self.path.clock(t)[:, None, None], t, 1.0, 0.0, 1.0, 1.0)
-
-    def estimate(self, y: Tensor, node: Node, c: float | Tensor, d: float | Tensor, cond: Cond = None) -> Tensor:
-        """sum_i rho_i [c m_i + (c q S_i + d u) V_i^-1 (y - q m_i)]."""
+    def estimate(self, y: Tensor, query: Query, cond: Mapping[str, object]) -> Tensor:
+        """sum_i rho_i [c m_i + (c q S_i + d u) V_i^-1 (y - q m_i)] + e y."""
         self.mixture._check(y)
-        u = node.u
-        c, d = (n.reshape(-1, 1, 1) if isinstance(n, Tensor) else n for n in (c, d))
+        u, c, d = (n.reshape(-1, 1, 1) for n in query.numbers[:3])
         _, means, variances, rotations = self.mixture._on(y.dtype, y.device)
         z, V, log_weights = self.mixture._whiten(y, u)
         rho = torch.softmax(_log_components(z, V, log_weights), 1)[..., None]
         z = rho * (c * (1 - u) * variances + d * u) / V * z
         x = z.sum(1) if rotations is None else torch.einsum("bkj,kdj->bd", z, rotations)
-        return (x + (rho * (c * means)).sum(1)).reshape(y.shape)
+        return (x + (rho * (c * means)).sum(1)).reshape(y.shape) + query.numbers[3] * y
 
 
 def _log_components(z: Tensor, variances: Tensor, log_weights: Tensor) -> Tensor:

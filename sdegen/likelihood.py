@@ -63,7 +63,7 @@ def log_prob(
     _check_model(model)
     x = _checks.batch("x", x)
     solver = _ode(solver)
-    _checks.conditions(cond)
+    cond = _checks.conditions(cond)
     _checks.generators(generator, len(x), x.device)
     u_from, u_to = _interval(model, "noise", u)
     d = event_size(x.shape)
@@ -78,7 +78,6 @@ def log_prob(
         if not len(x):
             return y.new_empty(0)
         problem = Problem(model, y, u_from, u_to, cond, probes=draw_probes(y, trace, generator))
-        problem.refuse_singular(solver, u_from, u_to)
         check_differentiable(problem)
         path = solver.run(problem)
         x_noise = _scale(model, u_to) * path.y

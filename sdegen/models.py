@@ -10,7 +10,7 @@ Salimans and Ho's.) In straight coordinates y = x_t/r obeys y = (1-u) x + u eps,
 
     c x + d eps = [ (c b - d a) y + ((1-u) d - u c) k p ] / [ (1-u) b - u a ]                                     (*)
 
-which is the only conversion in the library. It is finite wherever the bracket below is not 0: eps and score at u = 0,
+which is the only conversion in the library: drifts, denoisers and the predictions below are all of this form. It is finite wherever the bracket below is not 0: eps and score at u = 0,
 data at u = 1, v everywhere, velocity wherever dx/dt is finite.
 
 Progressive Distillation for Fast Sampling of Diffusion Models, Salimans and Ho, 2022, arXiv:2202.00512.
@@ -18,10 +18,9 @@ Progressive Distillation for Fast Sampling of Diffusion Models, Salimans and Ho,
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -43,44 +42,48 @@ PREDICTIONS: dict[str, Callable[[GaussianPath, Tensor, Tensor, Tensor], Row]] = 
 """(a, b, k) of each prediction at (path, t, alpha, sigma): k prediction = a x + b eps."""
 
 
-@dataclass(frozen=True)
-class Node:
-    """A point of the clock where a model is queried, with what the query needs.
+class Query(NamedTuple):
+    """A prepared question, c E[x | y] + d E[eps | y] + e y at one clock: the times for the network and a few numbers."""
 
-    Fields are floats when one clock serves the whole batch, or tensors that broadcast against it (t then is (B,)).
-    """
-
-    u: float | Tensor
-    t: float | Tensor
-    r: float | Tensor
-    a: float | Tensor
-    b: float | Tensor
-    k: float | Tensor
-
-    @property
-    def singular(self) -> bool:
-        """Whether (*) divides by zero here, or a coefficient is infinite (float nodes only)."""
-        numbers = (self.t, self.r, self.a, self.b, self.k)
-        return not all(map(math.isfinite, numbers)) or (1 - self.u) * self.b - self.u * self.a == 0
+    t: Tensor
+    numbers: tuple[Tensor, ...]
 
 
 class Model(nn.Module, ABC):
-    """What the solvers ask of a model: `path`, `nodes` and `estimate`; the five public predictions follow from them."""
+    """What the solvers ask of a model: `path`, `query` and `estimate`; everything else follows from them."""
 
     path: GaussianPath
     predicts: str | None = None
 
     @abstractmethod
-    def nodes(self, u: Tensor, t: Tensor | None = None) -> list[Node]:
-        """The nodes at clocks `u` (n,), float64; `t` (n,) are the path's times there, where already known."""
+    def query(self, u: Tensor, t: Tensor, c: Tensor, d: Tensor, e: Tensor) -> Query:
+        """Prepare c x + d eps + e y where the clock shows `u` and the path's time is `t`, elementwise."""
 
     @abstractmethod
-    def estimate(self, y: Tensor, node: Node, c: float | Tensor, d: float | Tensor, cond: Cond = None) -> Tensor:
-        """E[c x + d eps | y] for y = x_t/r, shape (B, *event): one query of the network."""
+    def estimate(self, y: Tensor, query: Query, cond: Mapping[str, object]) -> Tensor:
+        """Answer for y = x_t/r, shape (B, *event): one query of the network."""
 
-    @abstractmethod
-    def node_at(self, x_t: Tensor, t: Tensor) -> Node:
-        """The node of a batch `x_t` (B, *event) at times `t` (B,)."""
+    def working_dtype(self, default: torch.dtype) -> torch.dtype:
+        """The dtype in which the network takes its input: that of the state, unless its parameters have another."""
+        return default
+
+    def plan(self, y: Tensor, u: Tensor, t: Tensor | None, c: Tensor, d: Tensor, e: float | Tensor = 0.0) -> list[Query]:
+        """Queries for states like `y` at n clocks: u, c, d (n,) in float64 on the CPU, t too where it is known.
+
+        All numbers are computed at once and moved once. Raises ValueError, before any network call, if one is infinite.
+        """
+        t = self.path.time(u) if t is None else t
+        query = self.query(u, t, c, d, torch.as_tensor(e, dtype=u.dtype).expand_as(u))
+        table = torch.stack([query.t, *query.numbers])
+        wrong = torch.nonzero(~torch.isfinite(table).all(0))
+        if len(wrong):
+            raise ValueError(
+                f"The solver queries the network at u = {float(u[wrong[0]]):g}, where the prediction {self.predicts!r} on "
+                f"{self.path!r} is singular; give u=(from, to) that keeps away from there, or train a network for 'v'."
+            )
+        times = table[0].to(y.device, self.working_dtype(y.dtype))[:, None].expand(len(u), len(y))
+        numbers = table[1:].to(y.device, y.dtype)
+        return list(map(Query, times.unbind(0), zip(*(n.unbind(0) for n in numbers), strict=True)))
 
     def eps(self, x_t: Tensor, t: float | Tensor, cond: Cond = None) -> Tensor:
         """E[eps | x_t]: the noise, shaped like `x_t` (B, *event); t is a scalar or (B,)."""
@@ -107,9 +110,12 @@ class Model(nn.Module, ABC):
         t = batch_of_times(t, x_t)
         if name == self.predicts:
             return self(x_t, t, cond)
-        alpha, sigma = like(self.path.alpha(t), x_t), like(self.path.sigma(t), x_t)
-        a, b, k = (like(as_time(n), x_t) for n in PREDICTIONS[name](self.path, t, self.path.alpha(t), self.path.sigma(t)))
-        return self.estimate(x_t / (alpha + sigma), self.node_at(x_t, t), a, b, cond) / k
+        alpha, sigma = self.path.alpha(t), self.path.sigma(t)
+        r = alpha + sigma
+        a, b, k = (as_time(n).expand_as(t) for n in PREDICTIONS[name](self.path, t, alpha, sigma))
+        query = self.query(sigma / r, t, a / k, b / k, torch.zeros_like(t))
+        query = Query(t.to(self.working_dtype(x_t.dtype)), tuple(like(n, x_t) for n in query.numbers))
+        return self.estimate(x_t / like(r, x_t), query, _checks.conditions(cond))
 
 
 class ScoreModel(Model):
@@ -151,45 +157,34 @@ class ScoreModel(Model):
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Cond = None) -> Tensor:
         """The network's own output at `x_t` (B, *event) and path times `t` (B,), in the dtype of `x_t`."""
-        cond = _checks.conditions(cond)
-        dtype = _dtype_of(self.net, x_t.dtype)
-        t = t.to(dtype)
-        out = self.net(x_t.to(dtype), t if self.time is None else self.time(t), **cond)
+        return self._call_network(x_t, t.to(self.working_dtype(x_t.dtype)), _checks.conditions(cond))
+
+    def working_dtype(self, default: torch.dtype) -> torch.dtype:
+        """The dtype of the network's parameters, or `default` where there are none."""
+        parameters = self.net.parameters() if isinstance(self.net, nn.Module) else ()
+        return next((p.dtype for p in parameters if p.is_floating_point()), default)
+
+    def _call_network(self, x_t: Tensor, t: Tensor, cond: Mapping[str, object]) -> Tensor:
+        """One network call, in the dtype of `t`; this runs at every step, so it is kept short."""
+        x = x_t if x_t.dtype is t.dtype else x_t.to(t.dtype)
+        out = self.net(x, t if self.time is None else self.time(t), **cond)
         if not isinstance(out, Tensor) or out.shape != x_t.shape:
             got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
             raise ValueError(f"The network must return a tensor of shape {tuple(x_t.shape)}, like x_t, and gave {got}.")
+        if out.dtype is x_t.dtype:
+            return out
         if not out.is_floating_point():
             raise TypeError(f"The network must return real floating numbers, and its output has dtype {out.dtype}.")
         return out.to(x_t.dtype)
 
-    def nodes(self, u: Tensor, t: Tensor | None = None) -> list[Node]:
-        """Nodes with float fields, all coefficients computed at once in float64 on the CPU."""
-        t = self.path.time(u) if t is None else t
+    def query(self, u: Tensor, t: Tensor, c: Tensor, d: Tensor, e: Tensor) -> Query:
+        """The scale r and the two factors of (*)."""
         r = self.path.scale(u)
-        row = PREDICTIONS[self.predicts](self.path, t, (1 - u) * r, u * r)
-        columns = [u, t, r, *(torch.as_tensor(n, dtype=u.dtype).expand_as(u) for n in row)]
-        return [Node(*numbers) for numbers in torch.stack(columns, 1).tolist()]
-
-    def node_at(self, x_t: Tensor, t: Tensor) -> Node:
-        """A node whose fields broadcast against `x_t`."""
-        alpha, sigma = self.path.alpha(t), self.path.sigma(t)
-        row = PREDICTIONS[self.predicts](self.path, t, alpha, sigma)
-        r = alpha + sigma
-        return Node(like(sigma / r, x_t), t, like(r, x_t), *(like(as_time(n), x_t) for n in row))
-
-    def estimate(self, y: Tensor, node: Node, c: float | Tensor, d: float | Tensor, cond: Cond = None) -> Tensor:
-        """(*) with one network call."""
-        t = node.t if isinstance(node.t, Tensor) else torch.full((y.shape[0],), node.t, dtype=y.dtype, device=y.device)
-        p = self(node.r * y, t, cond)
-        u, a, b = node.u, node.a, node.b
+        a, b, k = PREDICTIONS[self.predicts](self.path, t, (1 - u) * r, u * r)
         det = (1 - u) * b - u * a
-        return (c * b - d * a) / det * y + ((1 - u) * d - u * c) * node.k / det * p
+        return Query(t, (r, (c * b - d * a) / det + e, ((1 - u) * d - u * c) * k / det))
 
-
-def _dtype_of(net: object, default: torch.dtype) -> torch.dtype:
-    """The dtype of a network's parameters, or `default` for one that has none."""
-    if isinstance(net, nn.Module):
-        for p in net.parameters():
-            if p.is_floating_point():
-                return p.dtype
-    return default
+    def estimate(self, y: Tensor, query: Query, cond: Mapping[str, object]) -> Tensor:
+        """(*) with one network call."""
+        r, from_y, from_p = query.numbers
+        return torch.addcmul(from_y * y, from_p, self._call_network(r * y, query.t, cond))

@@ -139,7 +139,7 @@ def solve(
     _check_solver(solver)
     _checks.choice("end", to, ("data", "noise"))
     u_from, u_to = _interval(model, to, u)
-    _checks.conditions(cond)
+    cond = _checks.conditions(cond)
     _checks.generators(generator, len(x), x.device)
     if noise is not None and not (isinstance(noise, Tensor) or callable(noise)):
         raise TypeError(f"noise must be a tensor of standard normals or a callable from k to them, not {noise!r}.")

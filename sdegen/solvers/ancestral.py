@@ -35,7 +35,8 @@ class Ancestral:
     steps:    number of steps; may be left out on a `DDPM` path (all of them) or with a tensor `grid`.
     variance: "beta" or "posterior", or a tensor (steps,) of variances of x_s, in the order of the betas: [0] is the
               step that ends at the data, which adds no noise.
-    grid:     a PowerGrid or a float64 tensor of steps + 1 values of u; by default uniform in time, PowerGrid(1, "t").
+    grid:     a PowerGrid or a float64 tensor of steps + 1 values of u; by default a `DDPM` path's own grid when all its
+              steps are taken, and PowerGrid(2) otherwise.
 
     Raises TypeError or ValueError for options that are wrong or do not fit together.
     """
@@ -61,18 +62,19 @@ class Ancestral:
             raise ValueError("Ancestral sampling runs from noise to data; use an ODESolver or SDESolver towards noise.")
         path = problem.model.path
         steps = self._steps(path)
-        problem.refuse_singular(self, problem.u_from)
-        u, t = knots(self.grid or PowerGrid(1, "t"), path, problem.u_from, problem.u_to, steps)
-        nodes = problem.model.nodes(u[:-1], t[:-1])
-        keep, add, std = (column.tolist() for column in self._coefficients(path, u))
+        grid = self.grid if self.grid is not None else PowerGrid(1, "t") if steps == path.steps else PowerGrid(2)
+        u, t = knots(grid, path, problem.u_from, problem.u_to, steps)
+        keep, add, std = self._coefficients(path, u)
+        queries = problem.model.plan(problem.y, u[:-1], t[:-1], add, torch.zeros_like(add), keep)
+        std = std.to(problem.y).unbind(0)
         noise = noise_of_step(problem, steps)
         y = problem.y
         states = [y]
         with problem.bar(steps) as bar:
             for k in range(steps):
-                y = keep[k] * y + problem.model.estimate(y, nodes[k], add[k], 0.0, problem.cond)
+                y = problem.model.estimate(y, queries[k], problem.cond)
                 if k < steps - 1:
-                    y = y + std[k] * noise(k)
+                    y = torch.addcmul(y, std[k], noise(k))
                 if (k + 1) % CHECK_EVERY == 0 or k == steps - 1:
                     _checks.finite_state(y, float(u[k + 1]))
                 if problem.trajectory:

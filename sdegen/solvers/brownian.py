@@ -54,12 +54,11 @@ class _Brownian:
         self._before = (torch.get_rng_state(), torch.cuda.get_rng_state(device) if cuda else None, device)
 
     def _restore(self) -> None:
-        if self._before is not None:
-            cpu, cuda, device = self._before
-            torch.set_rng_state(cpu)
-            if cuda is not None:
-                torch.cuda.set_rng_state(cuda, device)
-            self._before = None
+        cpu, cuda, device = self._before
+        torch.set_rng_state(cpu)
+        if cuda is not None:
+            torch.cuda.set_rng_state(cuda, device)
+        self._before = None
 
 
 class Increments(_Brownian):
@@ -75,13 +74,14 @@ class Increments(_Brownian):
 
     def __call__(self, ta: Tensor, tb: Tensor, return_U: bool = False, return_A: bool = False) -> Tensor | tuple:
         """W over [ta, tb], with U or A (None: it multiplies zero for additive noise) where a method asks for them."""
-        self._restore()
+        if self._before is not None:
+            self._restore()
         self.step = int(ta)
         z = self._noise(self.step)
         if self._pair:
             W, area = z.reshape(2, *self.shape)
             return (W, 0.5 * W + area / math.sqrt(12)) if return_U else W
-        W = z.reshape(self.shape)
+        W = z if z.ndim == 2 else z.flatten(1)
         return (W, None) if return_A else W
 
 
@@ -117,7 +117,8 @@ class AdaptiveBrownian(_Brownian):
 
     def __call__(self, ta: Tensor, tb: Tensor, return_U: bool = False, return_A: bool = False) -> Tensor | tuple:
         """As the tree, without the Levy area A."""
-        self._restore()
+        if self._before is not None:
+            self._restore()
         if self._queries % 3 == 0:
             self._begin(float(ta), float(tb))
         self._queries += 1

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from sdegen import _checks
-from sdegen.models import Model, Node
+from sdegen.dynamics import Problem
+from sdegen.models import Query
 from sdegen.paths import GaussianPath
 
 
@@ -79,15 +80,21 @@ def knots(grid: Grid, path: GaussianPath, u_from: float, u_to: float, steps: int
     return (u, t) if u_from > u_to else (u.flip(0), t.flip(0))
 
 
-def stage_nodes(model: Model, u: Tensor, t: Tensor, fractions: tuple[float, ...]) -> list[dict[float, Node]]:
-    """For every step, the node at each fraction of it; the clock is linear within a step, and knots keep their own t."""
-    columns = []
-    for fraction in fractions:
-        if fraction in (0.0, 1.0):
-            columns.append(model.nodes(*((u[:-1], t[:-1]) if fraction == 0 else (u[1:], t[1:]))))
-        else:
-            columns.append(model.nodes(u[:-1] + fraction * (u[1:] - u[:-1])))
-    return [dict(zip(fractions, step, strict=True)) for step in zip(*columns, strict=True)]
+def within(u: Tensor, fraction: float) -> Tensor:
+    """The clock at a fraction of every step: it is linear between knots, and exact at them."""
+    return u[1:] if fraction == 1 else u[:-1] + fraction * (u[1:] - u[:-1])
+
+
+def plan_stages(
+    problem: Problem, u: Tensor, t: Tensor, coefficients: dict[float, tuple[Tensor, Tensor]]
+) -> list[dict[float, Query]]:
+    """For every step, the query c x_hat + d eps_hat at each fraction of it that a method asks for; knots keep their t."""
+    known = {0.0: t[:-1], 1.0: t[1:]}
+    columns = [
+        problem.model.plan(problem.y, within(u, fraction), known.get(fraction), c, d)
+        for fraction, (c, d) in coefficients.items()
+    ]
+    return [dict(zip(coefficients, step, strict=True)) for step in zip(*columns, strict=True)]
 
 
 def _end_time(path: GaussianPath, u: float) -> float:

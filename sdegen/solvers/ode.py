@@ -24,8 +24,8 @@ from sdegen import _checks
 from sdegen._checks import NonFiniteError
 from sdegen._shapes import event_size
 from sdegen.dynamics import CHECK_EVERY, Path, Problem, drift_and_divergence
-from sdegen.models import Node
-from sdegen.solvers.grids import Grid, PowerGrid, check_grid, knots, stage_nodes
+from sdegen.models import Query
+from sdegen.solvers.grids import Grid, PowerGrid, check_grid, knots, plan_stages
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class ODESolver:
                 "midpoint", "heun2", "heun3", "rk4".
     rtol, atol: tolerances of an adaptive method on y = x_t/r and on the log-density; atol defaults to rtol.
     steps:      number of steps of a fixed-grid method; may be left out with a tensor `grid`.
-    grid:       of a fixed-grid method: a PowerGrid, by default PowerGrid(2), or a float64 tensor of values of u.
+    grid:       of a fixed-grid method: a PowerGrid, by default PowerGrid(1.5), or a float64 tensor of values of u.
     norm:       "sample": the worst sample decides the step; "batch": torchdiffeq's root mean square over the batch.
     max_steps:  an adaptive solve that needs more raises a ValueError.
 
@@ -113,13 +113,11 @@ class ODESolver:
         """Integrate `problem`: used by `sdegen.solve` and `sdegen.log_prob`."""
         if problem.noise is not None:
             raise ValueError(f"noise= is for stochastic solvers, and {self.method!r} solves an ODE.")
-        both = self._scheme.adaptive or 1.0 in self._scheme.stages
-        problem.refuse_singular(self, problem.u_from, *([problem.u_to] if both else []))
         return self._run_adaptive(problem) if self._scheme.adaptive else self._run_fixed(problem)
 
     def _run_fixed(self, problem: Problem) -> Path:
         steps = len(self.grid) - 1 if isinstance(self.grid, Tensor) else self.steps
-        grid = PowerGrid(2) if self.grid is None else self.grid
+        grid = PowerGrid(1.5) if self.grid is None else self.grid
         u, t = knots(grid, problem.model.path, problem.u_from, problem.u_to, steps)
         with problem.bar(steps) as bar:
             rhs = _FixedSteps(self, problem, u, t, bar)
@@ -129,7 +127,9 @@ class ODESolver:
         return rhs.path(y, u.tolist(), t.tolist())
 
     def _run_adaptive(self, problem: Problem) -> Path:
-        ends = torch.tensor([problem.u_from, problem.u_to], dtype=torch.float64, device=problem.y.device)
+        ends = torch.tensor([problem.u_from, problem.u_to], dtype=torch.float64)
+        problem.model.plan(problem.y, ends, None, -torch.ones_like(ends), torch.ones_like(ends))  # refuses singular ends
+        ends = ends.to(problem.y.device)
         with problem.bar(None) as bar:
             rhs = _AnyTime(self, problem, bar)
             options = {"step_t": ends[1:], "norm": rhs.norm, "max_num_steps": 2**31 - 1}
@@ -158,14 +158,15 @@ class _RightHandSide:
         y = self.problem.y
         return y if self.problem.probes is None else torch.nn.functional.pad(y.flatten(1), (0, 1))
 
-    def _slope(self, state: Tensor, node: Node, du: float) -> Tensor:
-        """du (eps_hat - x_hat), and in the last column du div(eps_hat - x_hat)."""
+    def _slope(self, state: Tensor, query: Query) -> Tensor:
+        """The answer to `query`, and in the last column its divergence."""
         problem = self.problem
         self.calls += 1
         if problem.probes is None:
-            return problem.model.estimate(state, node, -du, du, problem.cond)
-        y = self._event(state)
-        value, divergence = drift_and_divergence(problem.model, y, node, -du, du, problem.cond, problem.probes)
+            return problem.model.estimate(state, query, problem.cond)
+        value, divergence = drift_and_divergence(
+            problem.model, self._event(state), query, problem.cond, problem.probes
+        )
         return torch.cat([value.flatten(1), divergence[:, None]], 1)
 
     def _event(self, state: Tensor) -> Tensor:
@@ -186,14 +187,15 @@ class _FixedSteps(_RightHandSide):
     def __init__(self, solver: ODESolver, problem: Problem, u: Tensor, t: Tensor, bar: Callable[[], object]):
         super().__init__(problem, bar)
         self._stages = solver._scheme.stages
-        self._nodes = stage_nodes(problem.model, u, t, self._stages)
-        self._du = torch.diff(u).tolist()
+        du = torch.diff(u)
+        self._queries = plan_stages(problem, u, t, dict.fromkeys(self._stages, (-du, du)))
+        self._u = u.tolist()
         self._stage = 0
 
     def callback_step(self, s: Tensor, state: Tensor, ds: Tensor) -> None:
         """torchdiffeq's word that a step begins."""
         if self.accepted % CHECK_EVERY == 0 and self.accepted:
-            _checks.finite_state(state, self._nodes[self.accepted][0.0].u)
+            _checks.finite_state(state, self._u[self.accepted])
         if self.problem.trajectory:
             self.states.append(self._event(state))
         self.accepted += 1
@@ -202,10 +204,9 @@ class _FixedSteps(_RightHandSide):
 
     def __call__(self, s: Tensor, state: Tensor) -> Tensor:
         """The slope per step."""
-        k = self.accepted - 1
-        node = self._nodes[k][self._stages[self._stage]]
+        query = self._queries[self.accepted - 1][self._stages[self._stage]]
         self._stage += 1
-        return self._slope(state, node, self._du[k])
+        return self._slope(state, query)
 
 
 class _AnyTime(_RightHandSide):
@@ -216,13 +217,13 @@ class _AnyTime(_RightHandSide):
         self.knots: list[float] = []
         self._solver = solver
         self._low, self._high = sorted((problem.u_from, problem.u_to))
+        self._one = torch.ones(1, dtype=torch.float64)
         self._ratio = torch.zeros(())
 
     def __call__(self, u: Tensor, state: Tensor) -> Tensor:
         """The slope per unit of u."""
-        u = min(max(float(u), self._low), self._high)
-        (node,) = self.problem.model.nodes(torch.tensor([u], dtype=torch.float64))
-        return self._slope(state, node, 1.0)
+        u = torch.tensor([min(max(float(u), self._low), self._high)], dtype=torch.float64)
+        return self._slope(state, self.problem.model.plan(self.problem.y, u, None, -self._one, self._one)[0])
 
     def norm(self, scaled: Tensor) -> Tensor:
         """The norm of an error divided by its tolerance."""

@@ -25,9 +25,9 @@ from torch import Tensor
 from sdegen import _checks
 from sdegen._checks import NonFiniteError
 from sdegen.dynamics import CHECK_EVERY, NoiseProfile, Path, Problem
-from sdegen.models import Node
+from sdegen.models import Query
 from sdegen.solvers.brownian import AdaptiveBrownian, Increments
-from sdegen.solvers.grids import Grid, PowerGrid, check_grid, knots, stage_nodes
+from sdegen.solvers.grids import Grid, PowerGrid, check_grid, knots, plan_stages, within
 
 
 @dataclass(frozen=True)
@@ -130,8 +130,6 @@ class SDESolver:
 
     def run(self, problem: Problem) -> Path:
         """Integrate `problem`: used by `sdegen.solve`."""
-        ends = (problem.u_from, problem.u_to) if 1.0 in self._scheme.stages else (problem.u_from,)
-        problem.refuse_singular(self, *ends)
         return self._run_adaptive(problem) if self.adaptive else self._run_fixed(problem)
 
     def _run_fixed(self, problem: Problem) -> Path:
@@ -183,19 +181,23 @@ class _RightHandSide:
         self.sde_type = solver._scheme.calculus
         self.calls = 0
         self._last = (None, None, None)
+        self._model, self._cond = problem.model, problem.cond
+        self._shape = tuple(problem.y.shape)
         if solver._scheme.carries:
             self.noise_type, self.g = "diagonal", self._diagonal
         else:
-            self.noise_type, self.g_prod = "additive", self._product
+            self.noise_type, self.g_prod, self.f_and_g_prod = "additive", self._product, self._both
 
     def f(self, s: Tensor, y: Tensor) -> Tensor:
         """The drift per unit of s."""
         s = float(s)
         if self._last[0] == s and self._last[1] is y:
             return self._last[2]
-        node, c, d = self._drift(s, y)
-        problem = self.problem
-        value = problem.model.estimate(y.view_as(problem.y), node, c, d, problem.cond).view_as(y)
+        query = self._drift(s, y)
+        if len(self._shape) == 2:
+            value = self._model.estimate(y, query, self._cond)
+        else:
+            value = self._model.estimate(y.view(self._shape), query, self._cond).flatten(1)
         self.calls += 1
         self._last = (s, y, value)
         return value
@@ -203,8 +205,11 @@ class _RightHandSide:
     def _product(self, s: Tensor, y: Tensor, v: Tensor) -> Tensor:
         return self._level(float(s)) * v
 
+    def _both(self, s: Tensor, y: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        return self.f(s, y), self._level(float(s)) * v
+
     def _diagonal(self, s: Tensor, y: Tensor) -> Tensor:
-        return torch.full_like(y, self._level(float(s)))
+        return self._level(float(s)).expand_as(y)
 
 
 class _FixedSteps(_RightHandSide):
@@ -225,28 +230,29 @@ class _FixedSteps(_RightHandSide):
         profile = NoiseProfile(solver.eta, solver.w)
         stages = solver._scheme.stages
         h = u[1:] - u[:-1]
-        rates = dict.fromkeys((0.0, 0.5, *stages, 1.0), h)
+        rates = dict.fromkeys(sorted({0.0, 0.5, *stages, 1.0}), h)
         if solver._scheme.carries:
             s = torch.linspace(0, 1, len(u), dtype=torch.float64)
             smooth = torch.sign(h[0]) * solver._grid.at(s, problem.u_from, problem.u_to)[1] / len(h)
             rates = {0.0: smooth[:-1], 1.0: smooth[1:]}
-        at = {fraction: u[:-1] + fraction * h if fraction < 1 else u[1:] for fraction in rates}
-        self._levels = {f: (profile.w(at[f]) * rates[f].abs().sqrt()).tolist() for f in rates}
-        self._nodes = stage_nodes(problem.model, u, t, stages)
-        self._c = {f: (-rates[f]).tolist() for f in stages}
-        self._d = {f: (rates[f] - rates[f].abs() * profile.gamma(at[f])).tolist() for f in stages}
+        gamma = {f: profile.gamma(within(u, f)) for f in stages}
+        drift = {f: (-rates[f], rates[f] - rates[f].abs() * gamma[f]) for f in stages}
+        self._queries = plan_stages(problem, u, t, drift)
+        self._u = u.tolist()
+        self._levels = {
+            f: (profile.w(within(u, f)) * rate.abs().sqrt()).to(problem.y).unbind(0) for f, rate in rates.items()
+        }
 
-    def _drift(self, s: float, y: Tensor) -> tuple[Node, float, float]:
+    def _drift(self, s: float, y: Tensor) -> Query:
         k = self.brownian.step
         if k > self._step:
             self._step = k
             self._bar()
             if k and k % CHECK_EVERY == 0:
-                _checks.finite_state(y, self._nodes[k][0.0].u)
-        f = s - k
-        return self._nodes[k][f], self._c[f][k], self._d[f][k]
+                _checks.finite_state(y, self._u[k])
+        return self._queries[k][s - k]
 
-    def _level(self, s: float) -> float:
+    def _level(self, s: float) -> Tensor:
         k = self.brownian.step
         return self._levels[s - k][k]
 
@@ -265,15 +271,15 @@ class _AnyTime(_RightHandSide):
     def _clock(self, s: float) -> tuple[Tensor, Tensor]:
         return self._grid.at(torch.tensor([s], dtype=torch.float64), self.problem.u_from, self.problem.u_to)
 
-    def _drift(self, s: float, y: Tensor) -> tuple[Node, float, float]:
+    def _drift(self, s: float, y: Tensor) -> Query:
         u, rate = self._clock(s)
         _checks.finite_state(y, float(u))
         if len(self.states) < len(self.brownian.starts):
             self._bar()
             self.states.append(y if self.problem.trajectory else None)
-        (node,) = self.problem.model.nodes(u)
-        return node, -self._sign * float(rate), float(rate) * (self._sign - float(self._profile.gamma(u)))
+        c, d = -self._sign * rate, rate * (self._sign - self._profile.gamma(u))
+        return self._model.plan(self.problem.y, u, None, c, d)[0]
 
-    def _level(self, s: float) -> float:
+    def _level(self, s: float) -> Tensor:
         u, rate = self._clock(s)
-        return float(self._profile.w(u) * rate.sqrt())
+        return (self._profile.w(u) * rate.sqrt()).to(self.problem.y)[0]

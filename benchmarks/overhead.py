@@ -1,0 +1,116 @@
+"""What a solver costs beyond its network: CPU time of a solve over that of the bare network calls it made.
+
+Both are timed in this process with `time.thread_time`, the bare calls right before and after each solve, on the states
+the solver itself visits; the table gives the median of the ratios. Run with OMP_NUM_THREADS=1.
+
+    python benchmarks/overhead.py [--repeats 7]
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+
+import torch
+from torch import Tensor, nn
+
+import sdegen
+from sdegen.datasets import eight_gaussians
+from sdegen.nets import UNet
+
+
+class MLP(nn.Module):
+    """The 3 x 128 network of the peers' table: time is a third input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        width = 128
+        self.layers = nn.Sequential(
+            nn.Linear(3, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU()
+        )
+        self.out = nn.Linear(width, 2)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.out(self.layers(torch.cat([x, t[:, None]], 1)))
+
+
+class Recorder(nn.Module):
+    """Keeps what the network was called with."""
+
+    def __init__(self, net: nn.Module):
+        super().__init__()
+        self.net = net
+        self.inputs: list[tuple[Tensor, Tensor]] = []
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        self.inputs.append((x.clone(), t.clone()))
+        return self.net(x, t)
+
+
+def train(model: sdegen.ScoreModel, data: Tensor, steps: int) -> None:
+    """A plausible field: 400 steps of denoising score matching, as the peers' table has it."""
+    optimiser = torch.optim.Adam(model.parameters(), 1e-3)
+    for _ in range(steps):
+        batch = data[torch.randint(len(data), (512,))]
+        optimiser.zero_grad()
+        sdegen.loss(model, batch).backward()
+        optimiser.step()
+
+
+def bare(net: nn.Module, inputs: list[tuple[Tensor, Tensor]]) -> float:
+    """CPU seconds of the network calls alone."""
+    start = time.thread_time()
+    for x, t in inputs:
+        net(x, t)
+    return time.thread_time() - start
+
+
+@torch.no_grad()
+def ratio(net: nn.Module, shape: tuple[int, ...], solver: object, repeats: int) -> tuple[float, float, float, int]:
+    """Median, least and largest of (CPU time of a solve) / (CPU time of its network calls), and how many those are."""
+    recorder = Recorder(net).eval()
+    sdegen.sample(sdegen.ScoreModel(recorder, sdegen.VPSDE()), shape, solver)
+    model = sdegen.ScoreModel(net, sdegen.VPSDE())
+    ratios = []
+    for _ in range(repeats + 1):
+        before = bare(net, recorder.inputs)
+        start = time.thread_time()
+        sdegen.sample(model, shape, solver)
+        spent = time.thread_time() - start
+        ratios.append(spent / (0.5 * (before + bare(net, recorder.inputs))))
+    ratios = ratios[1:]  # the first round warms caches up
+    return statistics.median(ratios), min(ratios), max(ratios), len(recorder.inputs)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=7)
+    repeats = parser.parse_args().repeats
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    mlp = MLP()
+    train(sdegen.ScoreModel(mlp, sdegen.VPSDE()), eight_gaussians(4096), 400)
+    unet = UNet(channels=3, width=32)
+    rows = [
+        ("MLP 3x128, 512x2", mlp.eval(), (512, 2), 100),
+        ("U-Net, 8x3x32x32", unet.eval(), (8, 3, 32, 32), 20),
+    ]
+    print(f"torch {torch.__version__}, median [least, largest] of {repeats}")
+    for name, net, shape, calls in rows:
+        for solver in (
+            sdegen.SDESolver("euler", calls),
+            sdegen.SDESolver("srk", calls // 2),
+            sdegen.SDESolver("heun", calls // 2),
+            sdegen.ODESolver("euler", steps=calls),
+            sdegen.ODESolver("rk4", steps=calls // 4),
+            sdegen.ODESolver("dopri5", rtol=1e-4),
+            sdegen.Ancestral(calls),
+        ):
+            middle, low, high, made = ratio(net, shape, solver, repeats)
+            label = f"{type(solver).__name__} {getattr(solver, 'method', '')}".strip()
+            print(f"{name:18s} {label:18s} {made:4d} calls  {middle:.3f} [{low:.3f}, {high:.3f}]")
+
+
+if __name__ == "__main__":
+    main()

@@ -53,7 +53,9 @@ def batch(name: str, x: object, *, finite: bool = True) -> Tensor:
         raise TypeError(f"{name} must be a tensor of shape (B, ...), and it is {type(x).__name__}.")
     if not x.is_floating_point():
         hint = " Scale integers to floats first, and add dequantisation noise before a likelihood."
-        raise TypeError(f"{name} must have a real floating dtype, and it has {x.dtype}.{'' if x.is_complex() else hint}")
+        raise TypeError(
+            f"{name} must have a real floating dtype, and it has {x.dtype}.{'' if x.is_complex() else hint}"
+        )
     if x.ndim < 2 or math.prod(x.shape[1:]) == 0:
         raise ValueError(f"{name} must have shape (B, ...), a batch axis and a non-empty event, not {tuple(x.shape)}.")
     if finite and x.numel():

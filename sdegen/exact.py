@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from sdegen import _checks
+from sdegen._shapes import as_time
 from sdegen.models import Model, Query
 from sdegen.paths import GaussianPath
 
@@ -89,6 +90,7 @@ class GaussianMixture:
 
     def marginal(self, path: GaussianPath, t: float) -> GaussianMixture:
         """The law of x_t = alpha x + sigma eps, a mixture again."""
+        t = as_time(t)
         alpha, sigma = float(path.alpha(t)), float(path.sigma(t))
         law = GaussianMixture.__new__(GaussianMixture)
         law.event_shape, law.dtype, law.device = self.event_shape, self.dtype, self.device
@@ -127,7 +129,9 @@ class Gaussian(GaussianMixture):
     def __init__(self, mean: Numbers, std: Numbers | None = None, *, covariance: Numbers | None = None):
         mean = _as_tensor("mean", mean)
         if mean.ndim == 0:
-            raise ValueError(f"mean must have the shape of one event, such as (d,), and it is the scalar {float(mean)}.")
+            raise ValueError(
+                f"mean must have the shape of one event, such as (d,), and it is the scalar {float(mean)}."
+            )
         if std is not None:
             std = _as_tensor("std", std)
             std = std if std.ndim == 0 else std[None]
@@ -204,5 +208,7 @@ def _eigen(covariances: Tensor, K: int, d: int) -> tuple[Tensor, Tensor]:
     values, vectors = torch.linalg.eigh(covariances.expand(K, d, d))
     symmetric = torch.allclose(covariances, covariances.mT, rtol=1e-6, atol=1e-12)
     if not symmetric or not (values > 0).all():
-        raise ValueError(f"covariances must be symmetric positive definite; the least eigenvalue is {values.min():.3g}.")
+        raise ValueError(
+            f"covariances must be symmetric positive definite; the least eigenvalue is {values.min():.3g}."
+        )
     return values, vectors

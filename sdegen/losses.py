@@ -180,7 +180,9 @@ def _given_times(t: float | Tensor, x: Tensor, path: GaussianPath) -> Tensor:
     t = batch_of_times(t, x)
     low, high = sorted((path.t_data, path.t_noise))
     if t.numel() and not bool(((t >= low) & (t <= high)).all()):
-        raise ValueError(f"t must lie in [{low}, {high}] on {path!r}, and it spans [{float(t.min())}, {float(t.max())}].")
+        raise ValueError(
+            f"t must lie in [{low}, {high}] on {path!r}, and it spans [{float(t.min())}, {float(t.max())}]."
+        )
     return t
 
 

@@ -67,7 +67,9 @@ class Model(nn.Module, ABC):
         """The dtype in which the network takes its input: that of the state, unless its parameters have another."""
         return default
 
-    def plan(self, y: Tensor, u: Tensor, t: Tensor | None, c: Tensor, d: Tensor, e: float | Tensor = 0.0) -> list[Query]:
+    def plan(
+        self, y: Tensor, u: Tensor, t: Tensor | None, c: Tensor, d: Tensor, e: float | Tensor = 0.0
+    ) -> list[Query]:
         """Queries for states like `y` at n clocks: u, c, d (n,) in float64 on the CPU, t too where it is known.
 
         All numbers are computed at once and moved once. Raises ValueError, before any network call, if one is infinite.

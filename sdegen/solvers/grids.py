@@ -53,7 +53,9 @@ def check_grid(grid: object, steps: int | None) -> None:
     gaps = torch.diff(grid.double()) if grid.ndim == 1 and grid.is_floating_point() else grid.new_zeros(0)
     monotone = len(gaps) > 0 and bool((gaps > 0).all() or (gaps < 0).all())
     if not monotone or not bool(((grid >= 0) & (grid <= 1)).all()):
-        raise ValueError(f"A grid of u must be 1-D, floating and strictly monotone in [0, 1], and it is {grid.tolist()}.")
+        raise ValueError(
+            f"A grid of u must be 1-D, floating and strictly monotone in [0, 1], and it is {grid.tolist()}."
+        )
     if steps is not None and len(grid) != steps + 1:
         raise ValueError(f"A grid for {steps} steps needs {steps + 1} knots, and it has {len(grid)}.")
 

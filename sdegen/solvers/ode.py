@@ -128,7 +128,9 @@ class ODESolver:
 
     def _run_adaptive(self, problem: Problem) -> Path:
         ends = torch.tensor([problem.u_from, problem.u_to], dtype=torch.float64)
-        problem.model.plan(problem.y, ends, None, -torch.ones_like(ends), torch.ones_like(ends))  # refuses singular ends
+        problem.model.plan(
+            problem.y, ends, None, -torch.ones_like(ends), torch.ones_like(ends)
+        )  # refuses singular ends
         ends = ends.to(problem.y.device)
         with problem.bar(None) as bar:
             rhs = _AnyTime(self, problem, bar)
@@ -137,7 +139,9 @@ class ODESolver:
             try:
                 y = odeint(rhs, rhs.start(), ends, rtol=self.rtol, atol=atol, method=self.method, options=options)[-1]
             except AssertionError as error:
-                raise NonFiniteError(f"{self!r} could not go on ({error}); loosen the tolerance or use float64.") from error
+                raise NonFiniteError(
+                    f"{self!r} could not go on ({error}); loosen the tolerance or use float64."
+                ) from error
         return rhs.path(y, [*rhs.knots, problem.u_to], None)
 
 
@@ -164,9 +168,7 @@ class _RightHandSide:
         self.calls += 1
         if problem.probes is None:
             return problem.model.estimate(state, query, problem.cond)
-        value, divergence = drift_and_divergence(
-            problem.model, self._event(state), query, problem.cond, problem.probes
-        )
+        value, divergence = drift_and_divergence(problem.model, self._event(state), query, problem.cond, problem.probes)
         return torch.cat([value.flatten(1), divergence[:, None]], 1)
 
     def _event(self, state: Tensor) -> Tensor:

@@ -32,10 +32,11 @@ from sdegen.solvers.grids import Grid, PowerGrid, check_grid, knots, plan_stages
 
 @dataclass(frozen=True)
 class SDEMethod:
-    """A torchsde method: where in a step it queries the network, and what it needs."""
+    """A torchsde method: where in a step it queries the network, its orders in law and along a path, what it needs."""
 
     stages: tuple[float, ...]
     order: int
+    strong: int
     calculus: str
     levy_area: str = "none"
     carries: bool = False  # takes the end-point drift along into the next step
@@ -48,15 +49,15 @@ class SDEMethod:
 
 
 SDE_METHODS = {
-    "euler": SDEMethod((0.0,), 1, "ito", when="the default: any number of steps from about 50"),
-    "milstein": SDEMethod((0.0,), 1, "ito", when="the same numbers as euler, since the noise is additive"),
-    "euler_heun": SDEMethod((0.0,), 1, "stratonovich", when="Euler with the noise level averaged over the step"),
-    "srk": SDEMethod((0.0, 0.75), 2, "ito", "space-time", when="the most accurate per path: strong order 1.5 and more"),
-    "midpoint": SDEMethod((0.0, 0.5), 2, "stratonovich", when="second order, never queries the end of a step"),
-    "heun": SDEMethod((0.0, 1.0), 2, "stratonovich", when="second order, queries both ends"),
-    "log_ode": SDEMethod((0.0, 0.5), 2, "stratonovich", "foster", when="the same numbers as midpoint here"),
+    "euler": SDEMethod((0.0,), 1, 1, "ito", when="the default: any number of steps from about 50"),
+    "milstein": SDEMethod((0.0,), 1, 1, "ito", when="the same numbers as euler, since the noise is additive"),
+    "euler_heun": SDEMethod((0.0,), 1, 1, "stratonovich", when="Euler with the noise level averaged over the step"),
+    "srk": SDEMethod((0.0, 0.75), 2, 2, "ito", "space-time", when="the most accurate per path: strong order 1.5 and more"),
+    "midpoint": SDEMethod((0.0, 0.5), 2, 1, "stratonovich", when="second order, never queries the end of a step"),
+    "heun": SDEMethod((0.0, 1.0), 2, 1, "stratonovich", when="second order, queries both ends"),
+    "log_ode": SDEMethod((0.0, 0.5), 2, 1, "stratonovich", "foster", when="the same numbers as midpoint here"),
     "reversible_heun": SDEMethod(
-        (0.0, 1.0), 2, "stratonovich", carries=True, when="eta <= 0.3 only: unstable at eta = 1 on narrow data"
+        (0.0, 1.0), 2, 1, "stratonovich", carries=True, when="eta <= 0.3 only: unstable at eta = 1 on narrow data"
     ),
 }
 
@@ -145,7 +146,9 @@ class SDESolver:
     def _run_adaptive(self, problem: Problem) -> Path:
         if problem.noise is not None or isinstance(problem.generator, (list, tuple)):
             what = "noise=" if problem.noise is not None else "one generator per sample"
-            raise ValueError(f"Adaptive steps are shared by the batch and chosen from its noise: {what} needs fixed steps.")
+            raise ValueError(
+                f"Adaptive steps are shared by the batch and chosen from its noise: {what} needs fixed steps."
+            )
         brownian = AdaptiveBrownian(problem, self._scheme.levy_area)
         with problem.bar(None) as bar:
             rhs = _AnyTime(self, problem, brownian, bar)

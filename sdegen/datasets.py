@@ -1,0 +1,146 @@
+"""Small data sets for trying things out: four toy densities in the plane, and the 8x8 digits of scikit-learn.
+
+The toys are closed forms of uniform and normal draws: (n, 2) in torch's default dtype, mean zero, coordinates of order
+one. They draw from `generator`, or from torch's global one, and from no other.
+
+The digits are images n of whole levels 0 ... L-1. `dequantise` makes them continuous by uniform noise within each
+level, and `bits_per_dim` turns a log-density of the result back into a code length of the levels themselves.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from sdegen import _checks
+
+
+def two_moons(n: int, *, noise: float = 0.05, generator: torch.Generator | None = None) -> Tensor:
+    """Two interleaved half circles of radius 4/3, shape (n, 2), blurred by N(0, noise^2)."""
+    noise = _checks.real("noise", noise, low=0.0)
+    u = _uniform(n, 2, generator)
+    angle, upper = math.pi * u[:, 0], u[:, 1] < 0.5
+    moon = torch.stack([angle.cos(), angle.sin()], 1)
+    moon = torch.where(upper[:, None], moon, moon.new_tensor([1.0, 0.5]) - moon)
+    return 4 / 3 * (moon - moon.new_tensor([0.5, 0.25])) + noise * _normal(u, generator)
+
+
+def eight_gaussians(n: int, *, std: float = 0.1, generator: torch.Generator | None = None) -> Tensor:
+    """Equal mixture of eight N(m_k, std^2 I), shape (n, 2): m_k = sqrt(2) (cos, sin)(k pi / 4), k = 0 ... 7."""
+    std = _checks.real("std", std, low=0.0)
+    u = _uniform(n, 1, generator)
+    angle = (8 * u[:, 0]).floor() * (math.pi / 4)
+    means = math.sqrt(2) * torch.stack([angle.cos(), angle.sin()], 1)
+    return means + std * _normal(means, generator)
+
+
+def checkerboard(n: int, *, generator: torch.Generator | None = None) -> Tensor:
+    """Density 1/8 on the eight unit squares of [-2, 2]^2 in which floor(x) + floor(y) is even, shape (n, 2)."""
+    u = _uniform(n, 3, generator)
+    x = 4 * u[:, 0] - 2
+    lower_or_upper = 2 * (u[:, 1] < 0.5).to(x)
+    y = lower_or_upper + x.floor().remainder(2) - 2 + u[:, 2]
+    return torch.stack([x, y], 1)
+
+
+def swiss_roll(n: int, *, noise: float = 0.05, generator: torch.Generator | None = None) -> Tensor:
+    """The spiral a (cos a, sin a) / 7, a uniform on [3 pi/2, 9 pi/2], centred and blurred by N(0, noise^2); (n, 2)."""
+    noise = _checks.real("noise", noise, low=0.0)
+    u = _uniform(n, 1, generator)
+    a = 1.5 * math.pi * (1 + 2 * u)
+    centre = u.new_tensor([2.0, 2 / (3 * math.pi)])  # the exact mean of a (cos a, sin a)
+    return (torch.cat([a * a.cos(), a * a.sin()], 1) - centre) / 7 + noise * _normal(u.expand(-1, 2), generator)
+
+
+def digits(split: str = "train", *, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Handwritten digits of 8x8 pixels in 17 levels.
+
+    Optical Recognition of Handwritten Digits, Alpaydin and Kaynak, 1998, UCI repository, as scikit-learn ships it.
+
+    Arguments:
+        split: "train" (1437 images) or "test" (360), disjoint, each label split four to one.
+        seed: which split; it depends on nothing else, and the global generators are left alone.
+
+    Returns:
+        images (n, 1, 8, 8), the whole numbers 0 ... 16 in torch's default dtype; labels (n,), int64.
+    """
+    _checks.choice("split", split, ["train", "test"])
+    seed = _checks.whole("seed", seed, least=0)
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise ImportError(
+            "The digits come with scikit-learn, which is not installed: pip install 'sdegen[examples]'."
+        ) from error
+    data = load_digits()
+    images = torch.tensor(data.images, dtype=torch.get_default_dtype())[:, None]
+    labels = torch.tensor(data.target, dtype=torch.int64)
+    shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    by_label = shuffled[labels[shuffled].argsort(stable=True)]
+    held_out = torch.zeros(len(labels), dtype=torch.bool)
+    held_out[by_label[::5]] = True
+    chosen = held_out if split == "test" else ~held_out
+    return images[chosen], labels[chosen]
+
+
+def dequantise(images: Tensor, levels: int = 17, generator: torch.Generator | None = None) -> Tensor:
+    """y = 2 (n + u) / L - 1 with u uniform on [0, 1): levels 0 ... L-1 spread over [-1, 1), each on its own cell.
+
+    A note on the evaluation of generative models, Theis et al., 2016, arXiv:1511.01844.
+
+    Arguments:
+        images: whole numbers n in 0 ... levels-1, any shape, any real dtype.
+        levels: L.
+        generator: for u; torch's global one by default.
+
+    Returns:
+        a fresh draw y, like `images` if those are floating, else in torch's default dtype.
+    """
+    levels = _checks.whole("levels", levels, least=2)
+    if not isinstance(images, Tensor) or images.is_complex() or images.dtype is torch.bool:
+        received = f"dtype {images.dtype}" if isinstance(images, Tensor) else type(images).__name__
+        raise TypeError(f"images must be a tensor of whole numbers, and this is {received}.")
+    n = images if images.is_floating_point() else images.to(torch.get_default_dtype())
+    wrong = n[~((n >= 0) & (n <= levels - 1) & (n == n.floor()))]
+    if wrong.numel():
+        raise ValueError(f"images must hold whole numbers from 0 to {levels - 1}, and one value is {wrong[0].item()}.")
+    u = torch.rand(n.shape, generator=_source(generator), dtype=n.dtype, device=n.device)
+    below_one = 1 - torch.finfo(n.dtype).eps / 2  # n + u may round up to L
+    return (2 / levels * (n + u) - 1).clamp(max=below_one)
+
+
+def bits_per_dim(log_prob: Tensor, event: int | Sequence[int], levels: int = 17) -> Tensor:
+    """Bits per dimension of discrete images n, from log-densities of y = dequantise(n, levels).
+
+    The cell of n has volume (2/L)^d, so P(n) = (2/L)^d E_u[p(y)], and by Jensen's inequality
+    -log P(n) <= -E_u[log p(y)] + d log(L/2): averaged over draws of u, this is an upper bound on the true code length.
+
+    Arguments:
+        log_prob: log p(y) in nats, any shape.
+        event: d, or the shape of one image, e.g. (1, 8, 8).
+        levels: L. The uniform density on [-1, 1)^d costs log2(L) bits per dimension.
+    """
+    levels = _checks.whole("levels", levels, least=2)
+    sizes = event if isinstance(event, Sequence) else (event,)
+    d = math.prod(_checks.whole("every size in event", size) for size in sizes)
+    return -log_prob / (d * math.log(2)) + math.log2(levels / 2)
+
+
+def _source(generator: torch.Generator | None) -> torch.Generator | None:
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(f"generator must be a torch.Generator, and {generator!r} is {type(generator).__name__}.")
+    return generator
+
+
+def _uniform(n: int, columns: int, generator: torch.Generator | None) -> Tensor:
+    """Uniform numbers on [0, 1), shape (n, columns), where the generator lives."""
+    device = None if _source(generator) is None else generator.device
+    return torch.rand(_checks.whole("n", n), columns, generator=generator, device=device)
+
+
+def _normal(like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Standard normals, shaped like `like`."""
+    return torch.randn(like.shape, generator=generator, dtype=like.dtype, device=like.device)

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 import sdegen
 from sdegen.datasets import eight_gaussians
-from sdegen.nets import UNet
+from sdegen.nets import MLP, UNet
 
 
-class MLP(nn.Module):
-    """The 3 x 128 network of the peers' table: time is a third input."""
+class Bare(nn.Module):
+    """The smallest 3 x 128 network there is: time is a third input."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -89,11 +89,12 @@ def main() -> None:
     repeats = parser.parse_args().repeats
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    mlp = MLP()
-    train(sdegen.ScoreModel(mlp, sdegen.VPSDE()), eight_gaussians(4096), 400)
-    unet = UNet(channels=3, width=32)
+    mlp, bare_mlp, unet = MLP(2, hidden=128, depth=3), Bare(), UNet(channels=3, width=32)
+    for net in (mlp, bare_mlp):
+        train(sdegen.ScoreModel(net, sdegen.VPSDE()), eight_gaussians(4096), 400)
     rows = [
         ("MLP 3x128, 512x2", mlp.eval(), (512, 2), 100),
+        ("no embedding, 512x2", bare_mlp.eval(), (512, 2), 100),
         ("U-Net, 8x3x32x32", unet.eval(), (8, 3, 32, 32), 20),
     ]
     print(f"torch {torch.__version__}, median [least, largest] of {repeats}")
@@ -109,7 +110,7 @@ def main() -> None:
         ):
             middle, low, high, made = ratio(net, shape, solver, repeats)
             label = f"{type(solver).__name__} {getattr(solver, 'method', '')}".strip()
-            print(f"{name:18s} {label:18s} {made:4d} calls  {middle:.3f} [{low:.3f}, {high:.3f}]")
+            print(f"{name:20s} {label:18s} {made:4d} calls  {middle:.3f} [{low:.3f}, {high:.3f}]")
 
 
 if __name__ == "__main__":

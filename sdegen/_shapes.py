@@ -57,7 +57,11 @@ def normal(shape: Sequence[int], generator: Generators, dtype: torch.dtype, devi
 
 
 def uniform(n: int, generator: Generators, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Uniform numbers on (0, 1], shape (n,): the data end of a path, where some targets are infinite, is left out."""
+    """Uniform numbers on (0, 1], shape (n,): the data end of a path, where some targets are infinite, is left out.
+
+    At least float32: half precision would hit the same few times again and again.
+    """
+    dtype = torch.promote_types(dtype, torch.float32)
     if generator is None or isinstance(generator, torch.Generator):
         return 1 - torch.rand(n, generator=generator, dtype=dtype, device=device)
     return 1 - torch.cat([torch.rand(1, generator=g, dtype=dtype, device=device) for g in generator])

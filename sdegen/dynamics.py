@@ -27,6 +27,8 @@ from sdegen import _checks
 from sdegen._shapes import Generators, event_size, signs, sum_event
 from sdegen.models import Model, Query
 
+PROBES_AT_ONCE = 16
+"""Products with the Jacobian in one backward pass: more take more memory and are not faster."""
 CHECK_EVERY = 32
 """Steps between two looks at whether the state is still finite: each look waits for the device."""
 
@@ -59,6 +61,7 @@ class Problem:
     trajectory: bool = False
     progress: bool = False
     probes: Tensor | None = None
+    chunk: int = 1
 
     @contextmanager
     def bar(self, total: int | None) -> Iterator[Callable[[], object]]:
@@ -91,7 +94,7 @@ class Path:
 
 @dataclass(frozen=True)
 class NoiseProfile:
-    """w(u) and gamma(u) = w^2 / (2u) on float64 tensors of u: the default profile of level `eta`, or the user's `own` w."""
+    """w(u) and gamma(u) = w^2 / (2u) on float64 tensors of u: the default of level `eta`, or the user's `own` w."""
 
     eta: float = 1.0
     own: Callable[[Tensor], Tensor] | None = None
@@ -101,7 +104,7 @@ class NoiseProfile:
         if self.own is None:
             return self.eta**2 / torch.clamp(1 - u, min=0.1)
         gammas = [self.w(near) ** 2 / (2 * near) for near in (torch.clamp(u, min=1e-12), torch.clamp(u, min=1e-9))]
-        if bool((gammas[0] > 2 * gammas[1] + 1e-6).any()):
+        if bool((gammas[0] > 1.1 * gammas[1] + 1e-6).any()):
             raise ValueError(
                 "w(u)^2 / u grows without bound at u = 0, where this solver needs it; let w fall like sqrt(u)."
             )
@@ -125,7 +128,7 @@ class NoiseProfile:
 
 
 def draw_probes(y: Tensor, trace: Hutchinson | None, generator: Generators) -> Tensor:
-    """Probes (P, B, d) with div = sum over p of z_p . J z_p: the d unit vectors if `trace` is None, else signs/sqrt(P)."""
+    """Probes (P, B, d), div = sum over p of z_p . J z_p: the d unit vectors if `trace` is None, else signs/sqrt(P)."""
     B, d = y.shape[0], event_size(y.shape)
     if trace is None:
         return torch.eye(d, dtype=y.dtype, device=y.device)[:, None].expand(d, B, d)
@@ -134,69 +137,94 @@ def draw_probes(y: Tensor, trace: Hutchinson | None, generator: Generators) -> T
 
 
 def drift_and_divergence(
-    model: Model, y: Tensor, query: Query, cond: Mapping[str, object], probes: Tensor
+    model: Model, y: Tensor, query: Query, cond: Mapping[str, object], probes: Tensor, chunk: int = 1
 ) -> tuple[Tensor, Tensor]:
-    """The answer to `query` (B, *event) and its divergence (B,), from one network call and one product a probe."""
+    """The answer to `query` (B, *event) and its divergence (B,): one network call, and a product for every probe.
+
+    `chunk` products are taken in one backward pass.
+    """
     with torch.enable_grad():
         y = y.detach().requires_grad_(True)
         value = model.estimate(y, query, cond)
     divergence = torch.zeros(len(y), dtype=y.dtype, device=y.device)
-    for i, z in enumerate(probes):
-        z = z.reshape(y.shape)
-        (product,) = torch.autograd.grad(value, y, z, retain_graph=i + 1 < len(probes))
-        divergence += sum_event(product * z)
+    for start in range(0, len(probes), chunk):
+        z = probes[start : start + chunk].unflatten(2, y.shape[1:])
+        last = start + chunk >= len(probes)
+        if chunk == 1:
+            (product,) = torch.autograd.grad(value, y, z[0], retain_graph=not last)
+        else:
+            (product,) = torch.autograd.grad(value, y, z, retain_graph=not last, is_grads_batched=True)
+        divergence += (product * z).flatten(-y.ndim + 1).sum(-1).reshape(-1, len(y)).sum(0)
     return value.detach(), divergence
 
 
 def check_differentiable(problem: Problem) -> None:
-    """Refuse a network that hides its gradient: compare one product z . J z with a finite difference, half way."""
-    y = problem.y[:8]
-    cond = _first_rows(problem.cond, len(problem.y), len(y))
-    u = 0.5 * (problem.u_from + problem.u_to)
-    one = torch.ones(1, dtype=torch.float64)
-    (query,) = problem.model.plan(y, u * one, None, -one, one)
+    """Refuse a network that hides its gradient: compare z . J z with a finite difference at clocks all along the path.
+
+    A few samples are enough, but a network with conditions sees the whole batch: only it knows what belongs to whom.
+    """
+    rows = problem.y if problem.cond else problem.y[:8]
     coin = torch.Generator().manual_seed(0)
-    z, noise = (signs(tuple(y.shape), coin, y.dtype, torch.device("cpu")).to(y.device) for _ in range(2))
-    y = (1 - u) * y + u * noise  # a state typical of u, so that the difference probes the network where it was trained
+    z, noise = (signs(tuple(rows.shape), coin, rows.dtype, torch.device("cpu")).to(rows.device) for _ in range(2))
+    fractions = torch.tensor([0.02, 0.1, 0.5, 0.9, 0.98], dtype=torch.float64)
+    u = problem.u_from + (problem.u_to - problem.u_from) * fractions
+    queries = problem.model.plan(rows, u, None, -torch.ones_like(u), torch.ones_like(u))
+    for clock, query in zip(u.tolist(), queries, strict=True):
+        y = (1 - clock) * rows + clock * noise  # a state typical of this clock, where the network was trained
+        _check_gradient_at(problem, y, z, query)
 
+
+def _check_gradient_at(problem: Problem, y: Tensor, z: Tensor, query: Query) -> None:
     def field_at(y: Tensor) -> Tensor:
-        return problem.model.estimate(y, query, cond)
+        return problem.model.estimate(y, query, problem.cond)
 
-    _, product = drift_and_divergence(problem.model, y, query, cond, z.flatten(1)[None])
-    # an honest network agrees at one of these steps, however rough it is; one that hides its gradient at none
-    steps, tolerance = _DIFFERENCES.get(problem.model.working_dtype(y.dtype), ((0.3, 0.1), 0.3))
-    for h in steps:
+    value, product = drift_and_divergence(problem.model, y, query, problem.cond, z.flatten(1)[None])
+    again = field_at(y)
+    if bool((again - value).abs().sum() > 0.01 * value.abs().sum()):
+        raise ValueError(
+            "The network gives two different answers to one question: is there dropout that eval() misses?"
+        )
+    dtype = problem.model.working_dtype(y.dtype)
+    steps, tolerance = _DIFFERENCES.get(dtype, ((0.3, 0.1), 0.3))
+    scale = max(1.0, float(y.square().mean().sqrt()))
+    for h in (scale * step for step in steps):
         difference = sum_event(z * (field_at(y + h * z) - field_at(y - h * z))) / (2 * h)
-        size = (product.abs() + difference.abs() + 0.1 * event_size(y.shape)).sum()
-        if bool((product - difference).abs().sum() <= tolerance * size):
-            return
-    _checks.finite_state(difference[:, None], u)
+        rounding = 4 * torch.finfo(dtype).eps * (sum_event(value.abs()) / h + product.abs())
+        gap = (product - difference).abs().sum()
+        if bool(gap <= (tolerance * (product.abs() + difference.abs()) + rounding).sum()):
+            return  # an honest network agrees at one of these steps, however rough it is; one that hides at none
+    _checks.finite_state(difference[:, None], float("nan"))
     raise ValueError(
         "The network blocks gradients with respect to its input (torch.no_grad, detach, or a conversion out of torch): "
-        f"z . J z is {float(product.sum()):.4g} by autograd and {float(difference.sum()):.4g} by finite differences, so "
-        "its log-density would be wrong."
+        f"z . J z is {float(product.sum()):.4g} by autograd and {float(difference.sum()):.4g} by finite differences, "
+        "so its log-density would be wrong."
     )
 
 
 _DIFFERENCES = {torch.float64: ((1e-3, 1e-5), 1e-3), torch.float32: ((1e-2, 1e-3, 1e-4), 1e-2)}
-"""Finite-difference steps and the relative disagreement allowed, by the network's precision; half precision has its own."""
+"""Finite-difference steps and the relative disagreement allowed, by the network's precision (half has its own)."""
 
 
-def _first_rows(cond: Mapping[str, object], batch: int, rows: int) -> Mapping[str, object]:
-    """The conditions of the first `rows` samples: tensors with a batch axis are cut, everything else is passed on."""
-    return {
-        name: value[:rows] if isinstance(value, Tensor) and value.ndim and value.shape[0] == batch else value
-        for name, value in cond.items()
-    }
+def products_at_once(problem: Problem) -> int:
+    """PROBES_AT_ONCE if the network's backward pass can be batched, else 1: some fused kernels cannot."""
+    rows = slice(None) if problem.cond else slice(1)
+    y, one = problem.y[rows], torch.ones(1, dtype=torch.float64)
+    (query,) = problem.model.plan(y, 0.5 * (problem.u_from + problem.u_to) * one, None, -one, one)
+    try:
+        drift_and_divergence(problem.model, y, query, problem.cond, problem.probes[:2, rows], 2)
+    except RuntimeError:
+        return 1
+    return PROBES_AT_ONCE
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Every module of the model in eval mode (dropout off, batch statistics frozen), and back as it was afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
+    training = [module for module in model.modules() if module.training]
     try:
-        model.eval()
+        for module in training:
+            module.training = False
         yield
     finally:
-        for module, training in modes:
-            module.training = training
+        for module in training:
+            module.training = True

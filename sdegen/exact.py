@@ -2,7 +2,7 @@
 
 Data x ~ sum_i w_i N(m_i, S_i). In straight coordinates y = (1-u) x + u eps, so with q = 1-u
 
-    y ~ sum_i w_i N(q m_i, V_i),   V_i = q^2 S_i + u^2                     responsibilities rho_i proportional to w_i N(y; q m_i, V_i)
+    y ~ sum_i w_i N(q m_i, V_i),   V_i = q^2 S_i + u^2           rho_i proportional to w_i N(y; q m_i, V_i)
     E[x | y] = sum_i rho_i [m_i + q S_i V_i^-1 (y - q m_i)]                E[eps | y] = sum_i rho_i u V_i^-1 (y - q m_i)
 
 Noise is isotropic, so everything is computed per eigenvalue of S_i. The path enters only through y = x_t/r.
@@ -108,7 +108,8 @@ class GaussianMixture:
         """log-weights (K,), means (K, d), variances (K, d or 1) and rotations (K, d, d) or None, cast once."""
         if (dtype, device) not in self._cast:
             tables = (self._log_weights, self._means, self._variances, self._rotations)
-            self._cast[dtype, device] = [None if x is None else x.to(device, dtype) for x in tables]
+            with torch.inference_mode(False):  # a table cast inside inference mode would poison later gradients
+                self._cast[dtype, device] = [None if x is None else x.clone().to(device, dtype) for x in tables]
         return self._cast[dtype, device]
 
     def _whiten(self, y: Tensor, u: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -150,18 +151,18 @@ class ExactModel(Model):
         self.mixture = mixture
         self.path = path
 
-    def query(self, u: Tensor, t: Tensor, c: Tensor, d: Tensor, e: Tensor) -> Query:
+    def query(self, u: Tensor, t: Tensor, c: Tensor, d: Tensor, e: Tensor) -> tuple[Tensor, ...]:
         """The clock itself: nothing here depends on the path."""
-        return Query(t, (u, c, d, e))
+        return u, c, d * u, e
 
     def estimate(self, y: Tensor, query: Query, cond: Mapping[str, object]) -> Tensor:
         """sum_i rho_i [c m_i + (c q S_i + d u) V_i^-1 (y - q m_i)] + e y."""
         self.mixture._check(y)
-        u, c, d = (n.reshape(-1, 1, 1) for n in query.numbers[:3])
+        u, c, du = (n.reshape(-1, 1, 1) for n in query.numbers[:3])
         _, means, variances, rotations = self.mixture._on(y.dtype, y.device)
         z, V, log_weights = self.mixture._whiten(y, u)
         rho = torch.softmax(_log_components(z, V, log_weights), 1)[..., None]
-        z = rho * (c * (1 - u) * variances + d * u) / V * z
+        z = rho * (c * (1 - u) * variances + du) / V * z
         x = z.sum(1) if rotations is None else torch.einsum("bkj,kdj->bd", z, rotations)
         return (x + (rho * (c * means)).sum(1)).reshape(y.shape) + query.numbers[3] * y
 

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from sdegen import _checks
+from sdegen._checks import NonFiniteError
 from sdegen._shapes import Generators, event_size
-from sdegen.dynamics import Hutchinson, Problem, check_differentiable, draw_probes, evaluating
+from sdegen.dynamics import Hutchinson, Problem, check_differentiable, draw_probes, evaluating, products_at_once
 from sdegen.models import Model
 from sdegen.sampling import Cond, _check_model, _interval, _ode, _scale, _working
 from sdegen.solvers import ODESolver
@@ -57,8 +58,10 @@ def log_prob(
     cond:      keyword arguments for the network.
     u:         (from, to), from < to: the log-density of x as x_t at u[0], with the prior at u[1].
 
-    Integrates in the dtype of `x` (at least float32) and calls the network in its own. Raises ValueError for a network
-    that blocks gradients, and as `solve` does. The result carries no gradient.
+    With an adaptive solver a sample moves with its batch-mates by less than the tolerance; on fixed steps, such as
+    ODESolver("rk4", steps=40), not at all. Integrates in the dtype of `x` (at least float32) and calls the network in
+    its own. Raises ValueError for a network that blocks gradients or is random, NonFiniteError for a log-density that
+    is not finite, and as `solve` does. The result carries no gradient.
     """
     _check_model(model)
     x = _checks.batch("x", x)
@@ -70,15 +73,30 @@ def log_prob(
     if not isinstance(trace, Hutchinson):
         _checks.choice("trace", trace, ("exact", "auto"))
         trace = Hutchinson(AUTO_PROBES) if trace == "auto" and d > EXACT_UP_TO else None
-    prior = model.path.prior_at(u_to) if prior is None else prior
+    own = prior is not None  # a prior of the user's may well be zero somewhere
+    prior = prior if own else model.path.prior_at(u_to)
     if not callable(getattr(prior, "log_prob", None)):
         raise TypeError(f"prior must have a method log_prob(x) -> (B,), and {prior!r} has none.")
     with torch.inference_mode(False), torch.no_grad(), evaluating(model):
+        cond = {k: v.clone() if isinstance(v, Tensor) and v.is_inference() else v for k, v in cond.items()}
         y = _working(x) / _scale(model, u_from)
         if not len(x):
             return y.new_empty(0)
         problem = Problem(model, y, u_from, u_to, cond, probes=draw_probes(y, trace, generator))
         check_differentiable(problem)
+        problem.chunk = products_at_once(problem)
         path = solver.run(problem)
-        x_noise = _scale(model, u_to) * path.y
-        return prior.log_prob(x_noise) + d * math.log(_scale(model, u_to) / _scale(model, u_from)) + path.divergence
+        at_noise = prior.log_prob(_scale(model, u_to) * path.y)
+        if not isinstance(at_noise, Tensor) or at_noise.shape != (len(x),):
+            got = tuple(at_noise.shape) if isinstance(at_noise, Tensor) else type(at_noise).__name__
+            raise ValueError(
+                f"prior.log_prob must return one number a sample, shape ({len(x)},), and it returned {got}."
+            )
+        logp = at_noise + d * math.log(_scale(model, u_to) / _scale(model, u_from)) + path.divergence
+        bad = int((torch.isnan(logp) | (logp == math.inf)).sum()) if own else int((~torch.isfinite(logp)).sum())
+        if bad:
+            raise NonFiniteError(
+                f"The log-density of {bad} of {len(x)} samples is not finite at the noise end, u = {u_to:.6g}: the "
+                "latents are too large for the precision; use float64, smaller steps or a tighter tolerance."
+            )
+        return logp

@@ -87,7 +87,7 @@ class LowDiscrepancyTimes:
         self, path: GaussianPath, n: int, generator: Generators, dtype: torch.dtype, device: torch.device
     ) -> tuple[Tensor, Tensor]:
         """n times and their importance weights, both (n,)."""
-        fraction = (torch.arange(n, dtype=dtype, device=device) + _shared(generator, dtype, device)) / max(n, 1)
+        fraction = _spread(n, generator, dtype, device)
         return path.t_data + (path.t_noise - path.t_data) * fraction, torch.ones_like(fraction)
 
 
@@ -112,8 +112,12 @@ class LikelihoodTimes:
     ) -> tuple[Tensor, Tensor]:
         """n times and their importance weights, both (n,)."""
         ends = torch.tensor([max(self.u_min, path.ends[0]), min(self.u_max, path.ends[1])], dtype=torch.float64)
+        if ends[0] >= ends[1]:
+            raise ValueError(
+                f"{self!r} does not meet {path!r}, whose clock runs from {path.ends[0]} to {path.ends[1]}."
+            )
         high, low = (2 * torch.log((1 - ends) / ends)).tolist()
-        fraction = (torch.arange(n, dtype=dtype, device=device) + _shared(generator, dtype, device)) / max(n, 1)
+        fraction = _spread(n, generator, dtype, device)
         t = path.time(torch.sigmoid(-0.5 * (high + (low - high) * fraction)))
         rate = (path.diffusion(t) / path.sigma(t)) ** 2  # |d lambda / dt|, the density of t up to its integral
         return t, (high - low) / (rate * abs(path.t_noise - path.t_data))
@@ -150,34 +154,54 @@ def loss(
     _checks.batch("x", x, finite=x.device.type == "cpu" if isinstance(x, Tensor) else False)
     _checks.choice("reduction", reduction, ("mean", "none"))
     _checks.generators(generator, len(x), x.device)
+    for name, value in (("weighting", weighting), ("times", times)):
+        if value is not None and not callable(value):
+            raise TypeError(f"{name} must be callable, such as MinSNR() or UniformTimes(), and it is {value!r}.")
+    if not len(x):
+        raise ValueError(f"An empty batch, shape {tuple(x.shape)}, has no loss.")
     path = model.path
     if t is None:
         t, importance = (times or UniformTimes())(path, len(x), generator, x.dtype, x.device)
+        _one_each("times", t, x)
     else:
         if times is not None:
             raise ValueError(f"Give either t or times, and t = {t!r} came with times = {times!r}.")
         t, importance = _given_times(t, x, path), None
     eps = normal(x.shape, generator, x.dtype, x.device) if noise is None else _given_noise(noise, x)
     alpha, sigma = path.alpha(t), path.sigma(t)
-    a, b, k = (like(as_time(n), x) for n in PREDICTIONS[model.predicts](path, t, alpha, sigma))
-    p = model(like(alpha, x) * x + like(sigma, x) * eps, t, cond)
-    error = (k * p - (a * x + b * eps)).square().flatten(1).mean(1)
+    row = [as_time(n).to(t).expand_as(t) for n in PREDICTIONS[model.predicts](path, t, alpha, sigma)]
+    a, b, k = (like(n, x) for n in row)
+    weight = 1.0 if importance is None else importance
     if weighting is not None:
-        det = (alpha * as_time(b).flatten() - sigma * as_time(a).flatten()) / (alpha + sigma)
-        error = weighting(path, t) * (alpha / (alpha + sigma) / det) ** 2 * error
-    if importance is not None:
-        error = importance * error
+        weight = (
+            weight * _one_each("weighting", weighting(path, t), x) * _eps_per_prediction(alpha, sigma, *row[:2]) ** 2
+        )
+    p = model((like(alpha, x) * x + like(sigma, x) * eps).to(x.dtype), t, cond)
+    error = weight * (k * p - (a * x + b * eps)).square().flatten(1).mean(1)
     return error.mean() if reduction == "mean" else error
 
 
-def _shared(generator: Generators, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """One uniform number, from the first generator where there are several."""
+def _eps_per_prediction(alpha: Tensor, sigma: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """|d eps| / |d (k p)|; an error of eps is its own measure, also where alpha = 0."""
+    return torch.where(a == 0, 1 / b, alpha / (alpha * b - sigma * a))
+
+
+def _one_each(name: str, values: Tensor, x: Tensor) -> Tensor:
+    if not isinstance(values, Tensor) or values.shape != (len(x),):
+        got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+        raise ValueError(f"{name} must give one number a sample, shape ({len(x)},), and it gave {got}.")
+    return values
+
+
+def _spread(n: int, generator: Generators, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(i + U)/n for i = 0 ... n-1 and one uniform U, from the first generator where there are several."""
     first = generator[:1] if isinstance(generator, (list, tuple)) else generator
-    return uniform(1, first, dtype, device)
+    shift = uniform(1, first, dtype, device)
+    return (torch.arange(n, dtype=shift.dtype, device=device) + shift) / max(n, 1)
 
 
 def _given_times(t: float | Tensor, x: Tensor, path: GaussianPath) -> Tensor:
-    t = batch_of_times(t, x)
+    t = batch_of_times(t, x.to(torch.promote_types(x.dtype, torch.float32)))
     low, high = sorted((path.t_data, path.t_noise))
     if t.numel() and not bool(((t >= low) & (t <= high)).all()):
         raise ValueError(

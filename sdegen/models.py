@@ -10,8 +10,9 @@ Salimans and Ho's.) In straight coordinates y = x_t/r obeys y = (1-u) x + u eps,
 
     c x + d eps = [ (c b - d a) y + ((1-u) d - u c) k p ] / [ (1-u) b - u a ]                                     (*)
 
-which is the only conversion in the library: drifts, denoisers and the predictions below are all of this form. It is finite wherever the bracket below is not 0: eps and score at u = 0,
-data at u = 1, v everywhere, velocity wherever dx/dt is finite.
+which is the only conversion in the library: drifts, denoisers and the predictions above are all of this form. It is
+finite wherever the bracket below is not 0: eps and score at u = 0, data at u = 1, v everywhere, velocity wherever dx/dt
+is finite.
 
 Progressive Distillation for Fast Sampling of Diffusion Models, Salimans and Ho, 2022, arXiv:2202.00512.
 """
@@ -43,10 +44,11 @@ PREDICTIONS: dict[str, Callable[[GaussianPath, Tensor, Tensor, Tensor], Row]] = 
 
 
 class Query(NamedTuple):
-    """A prepared question, c E[x | y] + d E[eps | y] + e y at one clock: the times for the network and a few numbers."""
+    """A prepared question, c E[x | y] + d E[eps | y] + e y at one clock: times for the network and a few numbers."""
 
     t: Tensor
     numbers: tuple[Tensor, ...]
+    dtype: torch.dtype  # of the network's input
 
 
 class Model(nn.Module, ABC):
@@ -56,8 +58,11 @@ class Model(nn.Module, ABC):
     predicts: str | None = None
 
     @abstractmethod
-    def query(self, u: Tensor, t: Tensor, c: Tensor, d: Tensor, e: Tensor) -> Query:
-        """Prepare c x + d eps + e y where the clock shows `u` and the path's time is `t`, elementwise."""
+    def query(self, u: Tensor, t: Tensor, c: Tensor, d: Tensor, e: Tensor) -> tuple[Tensor, ...]:
+        """Prepare c x + d eps + e y where the clock shows `u` and the path's time is `t`, elementwise.
+
+        Returns the numbers that `estimate` will need, shaped like `u`.
+        """
 
     @abstractmethod
     def estimate(self, y: Tensor, query: Query, cond: Mapping[str, object]) -> Tensor:
@@ -75,17 +80,20 @@ class Model(nn.Module, ABC):
         All numbers are computed at once and moved once. Raises ValueError, before any network call, if one is infinite.
         """
         t = self.path.time(u) if t is None else t
-        query = self.query(u, t, c, d, torch.as_tensor(e, dtype=u.dtype).expand_as(u))
-        table = torch.stack([query.t, *query.numbers])
+        numbers = self.query(u, t, c, d, torch.as_tensor(e, dtype=u.dtype).expand_as(u))
+        table = torch.stack([t, *numbers])
         wrong = torch.nonzero(~torch.isfinite(table).all(0))
         if len(wrong):
+            why = "has no finite coefficients" if self.predicts is None else f"is singular for {self.predicts!r}"
             raise ValueError(
-                f"The solver queries the network at u = {float(u[wrong[0]]):g}, where the prediction {self.predicts!r} on "
-                f"{self.path!r} is singular; give u=(from, to) that keeps away from there, or train a network for 'v'."
+                f"The solver queries the model at u = {float(u[wrong[0]]):g}, where {self.path!r} {why}; give "
+                "u=(from, to) that keeps away from there, or train a network for 'v', which is singular nowhere."
             )
-        times = table[0].to(y.device, self.working_dtype(y.dtype))[:, None].expand(len(u), len(y))
-        numbers = table[1:].to(y.device, y.dtype)
-        return list(map(Query, times.unbind(0), zip(*(n.unbind(0) for n in numbers), strict=True)))
+        dtype = self.working_dtype(y.dtype)
+        times, *numbers = table.to(y.device, y.dtype)
+        times = times[:, None].expand(len(u), len(y)).unbind(0)
+        rows = zip(*(n.unbind(0) for n in numbers), strict=True)
+        return [Query(time, row, dtype) for time, row in zip(times, rows, strict=True)]
 
     def eps(self, x_t: Tensor, t: float | Tensor, cond: Cond = None) -> Tensor:
         """E[eps | x_t]: the noise, shaped like `x_t` (B, *event); t is a scalar or (B,)."""
@@ -109,15 +117,18 @@ class Model(nn.Module, ABC):
 
     def _predict(self, name: str, x_t: Tensor, t: float | Tensor, cond: Cond) -> Tensor:
         _checks.batch("x_t", x_t, finite=False)
-        t = batch_of_times(t, x_t)
         if name == self.predicts:
             return self(x_t, t, cond)
+        x = x_t.to(torch.promote_types(x_t.dtype, torch.float32))
+        t = batch_of_times(t, x)
         alpha, sigma = self.path.alpha(t), self.path.sigma(t)
+        if self.predicts is None:  # an exact score exists at clean data too, as the limit
+            sigma = torch.clamp(sigma, min=1e-30)
         r = alpha + sigma
-        a, b, k = (as_time(n).expand_as(t) for n in PREDICTIONS[name](self.path, t, alpha, sigma))
-        query = self.query(sigma / r, t, a / k, b / k, torch.zeros_like(t))
-        query = Query(t.to(self.working_dtype(x_t.dtype)), tuple(like(n, x_t) for n in query.numbers))
-        return self.estimate(x_t / like(r, x_t), query, _checks.conditions(cond))
+        a, b, k = (as_time(n).to(t).expand_as(t) for n in PREDICTIONS[name](self.path, t, alpha, sigma))
+        numbers = self.query(sigma / r, t, a / k, b / k, torch.zeros_like(t))
+        query = Query(t, tuple(like(n, x) for n in numbers), self.working_dtype(x.dtype))
+        return self.estimate(x / like(r, x), query, _checks.conditions(cond)).to(x_t.dtype)
 
 
 class ScoreModel(Model):
@@ -127,10 +138,11 @@ class ScoreModel(Model):
     path:     the Gaussian path it was, or will be, trained on.
     predicts: "eps" | "score" | "data" | "velocity" | "v", what the network returns.
     time:     a callable from the path's time t (B,) to what the network sees instead: for a network trained on the
-              integers k of a K-step chain, `time=lambda t: t * K - 1` (k counted from 0).
+              integers k of a K-step chain, counted from 0, `time=lambda t: (t * K).round() - 1` on the chain's grid
+              and `lambda t: t * K - 1` between. It receives t in at least float32 and returns what is passed on.
 
-    `model(x_t, t)` is the network's own output; `.eps .score .data .velocity .v` are conversions of it, each one network
-    call. Raises TypeError or ValueError if the path, the name or the network's output is not as described.
+    `model(x_t, t)` is the network's own output; `.eps .score .data .velocity .v` are conversions of it, each one
+    network call. Raises TypeError or ValueError if the path, the name or the network's output is not as described.
     """
 
     def __init__(
@@ -157,19 +169,21 @@ class ScoreModel(Model):
         """The path and the prediction, for printing."""
         return f"path={self.path!r}, predicts={self.predicts!r}"
 
-    def forward(self, x_t: Tensor, t: Tensor, cond: Cond = None) -> Tensor:
-        """The network's own output at `x_t` (B, *event) and path times `t` (B,), in the dtype of `x_t`."""
-        return self._call_network(x_t, t.to(self.working_dtype(x_t.dtype)), _checks.conditions(cond))
+    def forward(self, x_t: Tensor, t: float | Tensor, cond: Cond = None) -> Tensor:
+        """The network's own output at `x_t` (B, *event) and times `t`, a scalar or (B,), in the dtype of `x_t`."""
+        t = batch_of_times(t, x_t.to(torch.promote_types(x_t.dtype, torch.float32)))
+        return self._call_network(x_t.clone(), t, self.working_dtype(x_t.dtype), _checks.conditions(cond))
 
     def working_dtype(self, default: torch.dtype) -> torch.dtype:
         """The dtype of the network's parameters, or `default` where there are none."""
         parameters = self.net.parameters() if isinstance(self.net, nn.Module) else ()
         return next((p.dtype for p in parameters if p.is_floating_point()), default)
 
-    def _call_network(self, x_t: Tensor, t: Tensor, cond: Mapping[str, object]) -> Tensor:
-        """One network call, in the dtype of `t`; this runs at every step, so it is kept short."""
-        x = x_t if x_t.dtype is t.dtype else x_t.to(t.dtype)
-        out = self.net(x, t if self.time is None else self.time(t), **cond)
+    def _call_network(self, x_t: Tensor, t: Tensor, dtype: torch.dtype, cond: Mapping[str, object]) -> Tensor:
+        """One network call, in `dtype`; this runs at every step, so it is kept short. The network may write into t."""
+        x = x_t if x_t.dtype is dtype else x_t.to(dtype)
+        seen = self.time(t.clone()) if self.time is not None else t.clone() if t.dtype is dtype else t.to(dtype)
+        out = self.net(x, seen, **cond)
         if not isinstance(out, Tensor) or out.shape != x_t.shape:
             got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
             raise ValueError(f"The network must return a tensor of shape {tuple(x_t.shape)}, like x_t, and gave {got}.")
@@ -179,14 +193,14 @@ class ScoreModel(Model):
             raise TypeError(f"The network must return real floating numbers, and its output has dtype {out.dtype}.")
         return out.to(x_t.dtype)
 
-    def query(self, u: Tensor, t: Tensor, c: Tensor, d: Tensor, e: Tensor) -> Query:
+    def query(self, u: Tensor, t: Tensor, c: Tensor, d: Tensor, e: Tensor) -> tuple[Tensor, ...]:
         """The scale r and the two factors of (*)."""
         r = self.path.scale(u)
         a, b, k = PREDICTIONS[self.predicts](self.path, t, (1 - u) * r, u * r)
         det = (1 - u) * b - u * a
-        return Query(t, (r, (c * b - d * a) / det + e, ((1 - u) * d - u * c) * k / det))
+        return r, (c * b - d * a) / det + e, ((1 - u) * d - u * c) * k / det
 
     def estimate(self, y: Tensor, query: Query, cond: Mapping[str, object]) -> Tensor:
         """(*) with one network call."""
         r, from_y, from_p = query.numbers
-        return torch.addcmul(from_y * y, from_p, self._call_network(r * y, query.t, cond))
+        return torch.addcmul(from_y * y, from_p, self._call_network(r * y, query.t, query.dtype, cond))

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from sdegen import _checks
-from sdegen._shapes import Generators, as_time, event_size, like, normal, sum_event
+from sdegen._shapes import Generators, as_time, batch_of_times, event_size, like, normal, sum_event
 
 
 class Slopes(NamedTuple):
@@ -83,19 +83,11 @@ class GaussianPath(ABC):
 
     def slopes(self, t: float | Tensor) -> Slopes:
         """d alpha/dt, d sigma/dt and d sigma^2/dt at time t, in the path's own time."""
-        t = as_time(t)
-
-        def slope(f, at: Tensor) -> Tensor:
-            with torch.inference_mode(False), torch.enable_grad():
-                at = at.detach().clone().requires_grad_(True)
-                value = f(at)
-                if not value.requires_grad:
-                    return torch.zeros_like(at)
-                return torch.autograd.grad(value.sum(), at)[0]
-
+        wide = as_time(t).double()
         # sigma^2 has a slope where sigma = 0, but the chain rule reads it as 0 * inf: step off that point
-        inside = torch.where(self.sigma(t) == 0, t + 1e-9 * (self.t_noise - self.t_data), t)
-        return Slopes(slope(self.alpha, t), slope(self.sigma, t), slope(lambda s: self.sigma(s) ** 2, inside))
+        inside = torch.where(self.sigma(wide) == 0, wide + 1e-12 * (self.t_noise - self.t_data), wide)
+        functions = ((self.alpha, wide), (self.sigma, wide), (lambda s: self.sigma(s) ** 2, inside))
+        return Slopes(*(_slope(f, at).to(as_time(t)) for f, at in functions))
 
     def time(self, u: float | Tensor) -> Tensor:
         """The time t at which the straight clock shows `u`: the inverse of `clock`."""
@@ -103,8 +95,10 @@ class GaussianPath(ABC):
         goal = u.double()
         low = torch.full_like(goal, self.t_data)
         high = torch.full_like(goal, self.t_noise)
-        for _ in range(200):  # halving until the two are neighbours in float64, also close to a data end at t = 0
+        while True:  # halve until the two are neighbours in float64, also close to a data end at t = 0
             middle = 0.5 * (low + high)
+            if bool(((middle == low) | (middle == high)).all()):
+                break
             beyond = self.clock(middle) > goal
             low, high = torch.where(beyond, low, middle), torch.where(beyond, middle, high)
         error_low, error_high = (self.clock(low) - goal).abs(), (self.clock(high) - goal).abs()
@@ -144,9 +138,12 @@ class GaussianPath(ABC):
         self, x: Tensor, t: float | Tensor, noise: Tensor | None = None, generator: Generators = None
     ) -> tuple[Tensor, Tensor]:
         """Draw x_t = alpha(t) x + sigma(t) eps for data `x` (B, ...); returns (x_t, eps)."""
+        _checks.batch("x", x, finite=False)
         t = as_time(t)
-        t = t if t.ndim == 0 else t.to(x)
+        t = t if t.ndim == 0 else batch_of_times(t, x)
         eps = normal(x.shape, generator, x.dtype, x.device) if noise is None else noise
+        if eps.shape != x.shape:
+            raise ValueError(f"noise must have the shape of x, {tuple(x.shape)}, and it has {tuple(eps.shape)}.")
         return like(self.alpha(t), x) * x + like(self.sigma(t), x) * eps, eps
 
     def transition(self, s: float | Tensor, t: float | Tensor) -> tuple[Tensor, Tensor]:
@@ -174,13 +171,29 @@ class GaussianPath(ABC):
     @cached_property
     def ends(self) -> tuple[float, float]:
         """(u_data, u_noise): what the straight clock shows at the two ends of the path."""
-        u = [float(self.clock(torch.tensor(t, dtype=torch.float64))) for t in (self.t_data, self.t_noise)]
-        if not 0 <= u[0] < u[1] <= 1:
+        t = torch.linspace(self.t_data, self.t_noise, 257, dtype=torch.float64)
+        for name in ("alpha", "sigma"):
+            value = getattr(self, name)(t)
+            if not isinstance(value, Tensor) or value.shape != t.shape:
+                raise ValueError(
+                    f"{name}(t) of {self!r} must return a tensor shaped like t, and it returned {value!r}."
+                )
+            wrong = torch.nonzero(~(torch.isfinite(value) & (value >= 0)))
+            if len(wrong):
+                i = int(wrong[0])
+                raise ValueError(
+                    f"{name} of {self!r} must be finite and not negative; at t = {t[i]:g} it is {value[i]:g}."
+                )
+        u = self.clock(t)
+        wrong = torch.nonzero(torch.diff(u) <= 0)
+        if len(wrong):
+            i = int(wrong[0])
             raise ValueError(
-                f"The clock u = sigma/(alpha+sigma) of {self!r} runs from {u[0]} at t_data to {u[1]} at t_noise; it must "
-                "rise within [0, 1]: check that alpha and sigma are non-negative and that the two ends are not swapped."
+                f"The clock u = sigma/(alpha+sigma) of {self!r} must rise from t_data to t_noise; from t = {t[i]:g} "
+                f"to {t[i + 1]:g} it goes from {u[i]} to {u[i + 1]}: check that the two ends are not swapped, that the "
+                "log-SNR falls, and that alpha does not vanish beside sigma before the end."
             )
-        return u[0], u[1]
+        return float(u[0]), float(u[-1])
 
     @property
     def _away(self) -> float:
@@ -189,14 +202,27 @@ class GaussianPath(ABC):
 
     def _ordered(self, s: float | Tensor, t: float | Tensor) -> tuple[Tensor, Tensor]:
         s, t = as_time(s), as_time(t)
-        if s.numel() == t.numel() == 1 and self._away * (float(t) - float(s)) < 0:
-            raise ValueError(f"s must lie nearer the data than t, and s = {float(s)}, t = {float(t)} on {self!r}.")
+        low, high = sorted((self.t_data, self.t_noise))
+        inside = (s >= low) & (s <= high) & (t >= low) & (t <= high)
+        if not bool((inside & (self._away * (t - s) >= 0)).all()):
+            raise ValueError(
+                f"s must lie nearer the data than t, both in [{low}, {high}], and s = {s.tolist()}, t = {t.tolist()} "
+                f"on {self!r}."
+            )
         return s, t
 
     def _fresh(self, s: Tensor, t: Tensor) -> Tensor:
         """1 - q^2 with q = (sigma/alpha)(s) / (sigma/alpha)(t): the share of x_t's noise that is new since s."""
         wide, narrow = self.sigma(t) * self.alpha(s), self.sigma(s) * self.alpha(t)
         return (wide - narrow) * (wide + narrow) / wide**2
+
+
+def _slope(f: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
+    """df/dt by autograd, elementwise; zero where f is a constant."""
+    with torch.inference_mode(False), torch.enable_grad():
+        at = at.detach().clone().requires_grad_(True)
+        value = f(at)
+        return torch.autograd.grad(value.sum(), at)[0] if value.requires_grad else torch.zeros_like(at)
 
 
 class _VariancePreserving(GaussianPath):
@@ -316,8 +342,8 @@ class SubVPSDE(_LinearBeta, GaussianPath):
 class CosineVPSDE(GaussianPath):
     """Cosine schedule: alpha = cos(theta) / cos(theta_0), theta = theta_0 + pi t / (2(1+s)), theta_0 = pi s / (2(1+s)).
 
-    Variance preserving, with alpha(1) = 0 exactly: sin(pi/2 - theta) is used for the cosine, and differences of tangents
-    for the inverse. `s` is the offset (0.008 in the source); raises ValueError unless 0 < s < 1.
+    Variance preserving, with alpha(1) = 0 exactly: sin(pi/2 - theta) is used for the cosine, and differences of
+    tangents for the inverse. `s` is the offset (0.008 in the source); raises ValueError unless 0 < s < 1.
     Improved Denoising Diffusion Probabilistic Models, Nichol and Dhariwal, 2021, arXiv:2102.09672.
     """
 
@@ -351,7 +377,7 @@ class CosineVPSDE(GaussianPath):
         return Slopes(slope, -alpha * slope / self.sigma(t), -2 * alpha * slope)
 
     def time(self, u: float | Tensor) -> Tensor:
-        """theta - theta_0 from tan(theta) - tan(theta_0), where cos^2 theta_0 tan^2 theta = (u/(1-u))^2 + sin^2 theta_0."""
+        """theta - theta_0 from the tangents: cos^2 theta_0 tan^2 theta = (u/(1-u))^2 + sin^2 theta_0."""
         u = as_time(u)
         sin, cos = math.sin(self._start), math.cos(self._start)
         root = torch.sqrt(u**2 + (sin * (1 - u)) ** 2)

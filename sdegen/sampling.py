@@ -60,7 +60,8 @@ def sample(
 
     model:     a `ScoreModel`, or the `.model(path)` of an exact target.
     solver:    an `SDESolver`, an `ODESolver` or `Ancestral`.
-    generator: a torch.Generator, or one per sample: a sample then does not depend on its batch-mates.
+    generator: a torch.Generator, or one per sample: a sample then does not depend on its batch-mates (an adaptive
+               ODESolver's shared steps still move it by less than the tolerance; an adaptive SDESolver refuses).
     cond:      keyword arguments for the network.
 
     x_T:       the start, shaped like the samples, instead of a draw from N(0, sigma^2 I) at the noise end.
@@ -200,7 +201,11 @@ def _dtype_and_device(
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise TypeError(f"dtype must be a floating torch dtype, and it is {dtype!r}.")
     first = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
-    return dtype or first.dtype, first.device if device is None else torch.device(device)
+    try:
+        device = first.device if device is None else torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device must name a torch device such as 'cpu' or 'cuda', and it is {device!r}.") from error
+    return dtype or first.dtype, device
 
 
 def _ode(solver: ODESolver | None) -> ODESolver:

@@ -55,7 +55,9 @@ def mixture64() -> sdegen.GaussianMixture:
     scales = torch.logspace(-1, 0, 64, dtype=torch.float64)
     bases = [torch.linalg.qr(torch.randn(64, 64, generator=g, dtype=torch.float64))[0] for _ in range(3)]
     covariances = torch.stack([(q * scales**2) @ q.T for q in bases])
-    return sdegen.GaussianMixture(means, None, torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64), covariances=covariances)
+    return sdegen.GaussianMixture(
+        means, None, torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64), covariances=covariances
+    )
 
 
 def two_modes() -> sdegen.GaussianMixture:

@@ -39,10 +39,19 @@ def test_eight_modes_in_the_plane(path):
 def test_full_covariances_in_64_dimensions(path):
     path, target = PATHS[path], mixture64()
     x = target.sample(64)
-    model = target.model(path)
-    assert float((sdegen.log_prob(model, x, TIGHT) - model_density(target, path, x)).abs().max()) < 1e-6
-    prior = target.marginal(path, path.t_noise)
-    assert float((sdegen.log_prob(model, x, TIGHT, prior=prior) - target.log_prob(x)).abs().max()) < 1e-6
+    exact, latents = target.marginal(path, path.t_noise), []
+
+    class Spy:
+        """The exact prior, which also keeps the latents: both densities from one solve."""
+
+        def log_prob(self, z):
+            latents.append(z)
+            return exact.log_prob(z)
+
+    data = sdegen.log_prob(target.model(path), x, TIGHT, prior=Spy())
+    assert float((data - target.log_prob(x)).abs().max()) < 1e-6
+    own = data - exact.log_prob(latents[0]) + path.prior.log_prob(latents[0])
+    assert float((own - model_density(target, path, x)).abs().max()) < 1e-6
 
 
 @every_path
@@ -79,7 +88,9 @@ def test_gaussian_pushforward_is_the_frozen_one():
         def log_prob(self, z):
             return torch.distributions.Normal(0.0, 1.0).log_prob(z)[:, 0]
 
-    torch.testing.assert_close(sdegen.log_prob(model, x, TIGHT, prior=Unit()), unit.log_prob(x)[:, 0], rtol=0, atol=1e-8)
+    torch.testing.assert_close(
+        sdegen.log_prob(model, x, TIGHT, prior=Unit()), unit.log_prob(x)[:, 0], rtol=0, atol=1e-8
+    )
 
 
 def test_density_integrates_to_one():
@@ -159,7 +170,9 @@ def test_probes_belong_to_their_sample():
 class Small(nn.Module):
     def __init__(self, d=2, wrap=lambda f: f, scale=1.0):
         super().__init__()
-        self.layers = nn.Sequential(nn.Linear(d + 1, 32), nn.ReLU(), nn.Linear(32, 32), nn.SiLU(), nn.Linear(32, d)).double()
+        self.layers = nn.Sequential(
+            nn.Linear(d + 1, 32), nn.ReLU(), nn.Linear(32, 32), nn.SiLU(), nn.Linear(32, d)
+        ).double()
         self.wrap, self.scale = wrap, scale
 
     def forward(self, x, t):
@@ -188,6 +201,75 @@ def test_a_network_that_hides_its_gradient_is_refused(wrap, predicts):
     model = sdegen.ScoreModel(Small(wrap=wrap, scale=3.0), sdegen.VPSDE(), predicts)
     with pytest.raises(ValueError, match="blocks gradients"):
         sdegen.log_prob(model, torch.randn(4, 2))
+
+
+@pytest.mark.parametrize(
+    ("predicts", "std", "u"),
+    [("data", 0.1, (1e-4, 0.99)), ("data", 0.01, (1e-4, 0.99)), ("eps", 10.0, None), ("eps", 100.0, None)],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_hidden_gradients_are_found_wherever_on_the_path_they_matter(predicts, std, u, dtype):
+    """A data network on narrow data has its Jacobian near u = 0, an eps network on wide data near u = 1."""
+    path, target = sdegen.VPSDE(), sdegen.Gaussian(torch.zeros(8), std)
+    exact, x = target.model(path), target.sample(8).to(dtype)
+    honest = sdegen.ScoreModel(getattr(exact, predicts), path, predicts)
+    solver = sdegen.ODESolver("rk4", steps=8)
+    sdegen.log_prob(honest, x, solver, u=u)
+    for share in (1.0, 0.1) if std < 100 else (1.0,):  # a tenth of an almost constant network is lost in rounding
+
+        def net(x, t, share=share):
+            f = getattr(exact, predicts)
+            return (1 - share) * f(x, t) + share * f(x.detach(), t)
+
+        with pytest.raises(ValueError, match="blocks gradients"):
+            sdegen.log_prob(sdegen.ScoreModel(net, path, predicts), x, solver, u=u)
+
+
+def test_conditions_of_any_kind_reach_the_network_whole():
+    def net(x, t, *, c, table):
+        return torch.tanh(x + c["e"] + table[0].sum())
+
+    model = sdegen.ScoreModel(net, sdegen.VPSDE(), "v")
+    x, c = torch.randn(16, 3), {"e": torch.randn(16, 3)}
+    cond = {"c": c, "table": torch.randn(16, 16)}
+    whole = sdegen.log_prob(model, x, sdegen.ODESolver("rk4", steps=4), cond=cond)
+    part = {"c": {"e": c["e"][:4]}, "table": cond["table"]}
+    torch.testing.assert_close(whole[:4], sdegen.log_prob(model, x[:4], sdegen.ODESolver("rk4", steps=4), cond=part))
+    with torch.inference_mode():
+        shift = torch.rand(16, 3)
+    other = sdegen.ScoreModel(lambda x, t, shift: torch.tanh(x + shift), sdegen.VPSDE(), "v")
+    assert sdegen.log_prob(other, x, sdegen.ODESolver("rk4", steps=2), cond={"shift": shift}).shape == (16,)
+
+
+def test_far_data_and_random_networks():
+    line = nn.Linear(2, 2, dtype=torch.float32)
+    honest = sdegen.ScoreModel(lambda x, t: line(x), sdegen.VPSDE(), "v")
+    for size in (1e3, 1e6):
+        x = size * torch.randn(16, 2, dtype=torch.float32)
+        sdegen.log_prob(honest, x, sdegen.ODESolver("rk4", steps=4))
+    drop = nn.Dropout(0.5)
+    hidden = sdegen.ScoreModel(lambda x, t: drop(x), sdegen.VPSDE(), "v")
+    with pytest.raises(ValueError, match="two different answers"):
+        sdegen.log_prob(hidden, torch.randn(16, 2))
+
+
+def test_what_a_prior_returns_is_checked():
+    model, x = ring().model(sdegen.VPSDE()), torch.zeros(2, 2)
+    with pytest.raises(ValueError, match=r"\(2, 2\)"):
+        sdegen.log_prob(model, x, sdegen.ODESolver("rk4", steps=2), prior=torch.distributions.Normal(0.0, 1.0))
+    turn = 300 * torch.tensor([[0.0, 1.0], [-1.0, 0.0]], dtype=torch.float32)
+    wild = sdegen.ScoreModel(lambda x, t: x @ turn, sdegen.VPSDE(), "v")
+    with pytest.raises(sdegen.NonFiniteError, match="2 of 2"):
+        sdegen.log_prob(wild, 1e3 * torch.ones(2, 2, dtype=torch.float32), sdegen.ODESolver("rk4", steps=3))
+
+
+def test_a_target_first_used_in_inference_mode_still_has_gradients():
+    target = sdegen.Gaussian(torch.zeros(2), covariance=torch.eye(2))
+    with torch.inference_mode():
+        target.log_prob(torch.zeros(1, 2, dtype=torch.float32))
+    x = torch.zeros(1, 2, dtype=torch.float32, requires_grad=True)
+    target.log_prob(x).sum().backward()
+    assert torch.equal(x.grad, torch.zeros(1, 2, dtype=torch.float32))
 
 
 @pytest.mark.parametrize("scale", [0.0, 1e-3, 1.0, 30.0])

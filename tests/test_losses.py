@@ -1,4 +1,4 @@
-"""Losses: DSM is the eps-loss number for number, weightings mean the same for every prediction, floors and minimisers."""
+"""Losses: DSM is the eps-loss, weightings mean the same for every prediction, floors and minimisers."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_the_floor_of_the_loss_is_the_posterior_variance(path):
 @every_path
 @pytest.mark.parametrize("name", list(PREDICTIONS))
 def test_the_minimiser_on_gaussian_data_is_the_exact_prediction(path, name):
-    """Fit prediction = w x_t + b by least squares on `loss` itself at one t; data nodes and noise nodes make it exact."""
+    """Fit prediction = w x_t + b by least squares on `loss` at one t; data nodes and noise nodes make it exact."""
     S, m = 0.25, 0.8
     t = path.t_data + 0.45 * (path.t_noise - path.t_data)
     data = torch.tensor([m - math.sqrt(S), m + math.sqrt(S)]).repeat_interleave(2)[:, None]  # two-point rules: exact
@@ -157,9 +157,20 @@ def test_mean_is_over_batch_and_event_and_randomness_is_the_generator_s():
     torch.testing.assert_close(batch[3:4], alone, rtol=1e-12, atol=0)
 
 
+@pytest.mark.parametrize("predicts", ["eps", "score", "v"])
+@pytest.mark.parametrize("path", [sdegen.CondOT(), sdegen.CosineVPSDE()])
+def test_weighted_losses_are_finite_at_pure_noise(path, predicts):
+    model = sdegen.ScoreModel(lambda x, t: torch.tanh(x), path, predicts)
+    assert bool(torch.isfinite(sdegen.loss(model, torch.randn(4, 2), t=path.t_noise, weighting=sdegen.MinSNR())))
+
+
 @pytest.mark.parametrize(
     ("options", "error", "says"),
     [
+        ({"times": "uniform"}, TypeError, "'uniform'"),
+        ({"weighting": "likelihood"}, TypeError, "'likelihood'"),
+        ({"weighting": lambda path, t: t[:, None]}, ValueError, r"\(4, 1\)"),
+        ({"times": lambda *a: (torch.ones(1), torch.ones(1))}, ValueError, r"\(1,\)"),
         ({"t": 1.5}, ValueError, "1.5"),
         ({"t": torch.tensor([0.1, 0.2])}, ValueError, r"\(4,\).*\(2,\)"),
         ({"t": 0.5, "times": sdegen.UniformTimes()}, ValueError, "either"),
@@ -199,6 +210,8 @@ def test_bad_values():
         lambda: sdegen.MinSNR(0),
         lambda: sdegen.LikelihoodTimes(0.0),
         lambda: sdegen.LikelihoodTimes(0.5, 0.4),
+        lambda: sdegen.LikelihoodTimes(1e-3, 5e-3)(sdegen.VESDE(), 4, None, torch.float32, torch.device("cpu")),
+        lambda: sdegen.loss(sdegen.ScoreModel(lambda x, t: x, sdegen.VPSDE()), torch.zeros(0, 2)),
         lambda: sdegen.loss(sdegen.Gaussian([0.0], 1.0).model(sdegen.VPSDE()), torch.zeros(1, 1)),
     ):
         with pytest.raises((ValueError, TypeError)):

@@ -120,7 +120,85 @@ def test_state_and_network_keep_their_own_dtypes(net_dtype):
     assert sdegen.solve(model, x, sdegen.ODESolver("euler", steps=2)).x.dtype == torch.float64
     assert sdegen.sample(model, (4, 2), sdegen.SDESolver(steps=2)).dtype == net_dtype
     assert sdegen.sample(model, (4, 2), sdegen.SDESolver(steps=2), dtype=torch.float32).dtype == torch.float32
-    assert sdegen.log_prob(model, x).dtype == torch.float64
+    assert sdegen.log_prob(model, x, sdegen.ODESolver("rk4", steps=3)).dtype == torch.float64
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("predicts", NAMES)
+def test_predictions_keep_the_dtype_and_the_device_of_the_state(dtype, predicts, device):
+    layer = nn.Linear(3, 3, dtype=torch.float32, device=device)
+    for path in (sdegen.VPSDE(), sdegen.CondOT(), sdegen.VESDE()):
+        model = sdegen.ScoreModel(lambda x, t: layer(x.float()).to(x.dtype), path, predicts)
+        x = torch.randn(4, 3, dtype=dtype, device=device)
+        for name in NAMES:
+            out = getattr(model, name)(x, 0.5)
+            assert (out.dtype, out.device) == (dtype, x.device)
+        if dtype != torch.bfloat16:
+            for weighting in (None, sdegen.MinSNR(), sdegen.LikelihoodWeighting()):
+                assert sdegen.loss(model, x, weighting=weighting).dtype == dtype
+    exact = sdegen.Gaussian(torch.zeros(3, device=device), covariance=torch.eye(3, device=device)).model(sdegen.VPSDE())
+    assert exact.score(x, 0.5).dtype == dtype
+
+
+def test_conversions_need_nothing_from_another_device():
+    """The meta device stands in for an accelerator: mixing it with CPU tensors of one value a sample raises."""
+    for predicts in NAMES:
+        model = sdegen.ScoreModel(lambda x, t: x * 1, sdegen.CosineVPSDE(), predicts)
+        x, t = torch.empty(4, 3, device="meta"), torch.empty(4, device="meta")
+        for name in NAMES:
+            assert getattr(model, name)(x, t).device.type == "meta"
+        for weighting in (None, sdegen.MinSNR(), sdegen.LikelihoodWeighting()):
+            assert sdegen.loss(model, x, weighting=weighting).device.type == "meta"
+
+
+def test_an_exact_score_exists_at_clean_data():
+    target = sdegen.Gaussian([0.5, -1.0], 0.5)
+    x = torch.randn(3, 2)
+    for path in (sdegen.VPSDE(), sdegen.CondOT(), sdegen.CosineVPSDE()):
+        expected = -(x - torch.tensor([0.5, -1.0])) / 0.25
+        torch.testing.assert_close(target.model(path).score(x, path.t_data), expected)
+
+
+def test_a_network_may_write_into_what_it_is_given():
+    def rude(x, t):
+        t *= 999
+        out = torch.tanh(x) * torch.sin(t)[:, None]
+        x.fill_(0)
+        return out
+
+    def polite(x, t):
+        return torch.tanh(x) * torch.sin(t * 999)[:, None]
+
+    path, x, t = sdegen.VPSDE(), torch.randn(4, 2), torch.full((4,), 0.2)
+    kept = x.clone(), t.clone()
+    one, two = (sdegen.ScoreModel(net, path) for net in (rude, polite))
+    noise = torch.randn(4, 2)
+    for weighting in (None, sdegen.MinSNR(0.05), sdegen.LikelihoodWeighting()):
+        a, b = (sdegen.loss(m, x, t=t, noise=noise, weighting=weighting) for m in (one, two))
+        assert torch.equal(a, b)
+    assert torch.equal(one.eps(x, t), two.eps(x, t))
+    assert torch.equal(one.data(x, t), two.data(x, t))
+    assert torch.equal(x, kept[0])
+    assert torch.equal(t, kept[1])
+
+
+def test_integer_clocks_arrive_whole():
+    """K - 1, ..., 0 exactly, in the adapter's own precision, also for a half-precision network."""
+    seen = []
+
+    class Half(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(2, 2, dtype=torch.bfloat16)
+
+        def forward(self, x, k):
+            seen.append(int(k[0]))
+            return self.layer(x)
+
+    path = sdegen.DDPM(torch.linspace(1e-4, 0.02, 1000))
+    model = sdegen.ScoreModel(Half(), path, time=lambda t: (t * 1000).round().long() - 1)
+    sdegen.sample(model, (1, 2), sdegen.Ancestral())
+    assert seen == list(range(999, -1, -1))
 
 
 END_TABLE = [  # prediction, path, end, finite

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -65,7 +66,9 @@ def test_clock_and_time_are_inverse(path):
 @every_path
 def test_log_snr(path):
     t = INSIDE
-    torch.testing.assert_close(path.log_snr(t), torch.log(path.alpha(t) ** 2 / path.sigma(t) ** 2), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(
+        path.log_snr(t), torch.log(path.alpha(t) ** 2 / path.sigma(t) ** 2), rtol=1e-10, atol=1e-10
+    )
     u = path.clock(t)
     torch.testing.assert_close(path.log_snr(t), 2 * torch.log((1 - u) / u), rtol=1e-10, atol=1e-10)
 
@@ -116,7 +119,7 @@ def test_vp_is_the_limit_of_the_ddpm_chain_at_rate_one_over_k():
         t = torch.arange(1, K + 1) / K
         chain = sdegen.DDPM(path.beta(t) / K)
         errors.append(float((chain.log_snr(t) - path.log_snr(t)).abs()[K // 4 :].max()))
-    rates = [math.log2(a / b) for a, b in zip(errors, errors[1:], strict=False)]
+    rates = [math.log2(a / b) for a, b in pairwise(errors)]
     assert all(abs(rate - 1) < 0.1 for rate in rates), rates
 
 
@@ -208,6 +211,9 @@ def test_prior_density_integrates_the_noise_end():
         (lambda: sdegen.VPSDE().alpha(torch.tensor([1])), TypeError, "int64"),
         (lambda: sdegen.VPSDE().transition(0.5, 0.2), ValueError, "nearer the data"),
         (lambda: sdegen.CondOT().bridge(0.2, 0.5), ValueError, "nearer the data"),
+        (lambda: sdegen.VPSDE().transition(torch.tensor([0.1, 0.9]), torch.tensor([0.5, 0.5])), ValueError, "nearer"),
+        (lambda: sdegen.VPSDE().transition(-1.0, 0.5), ValueError, r"in \[0.0, 1.0\]"),
+        (lambda: sdegen.VPSDE(0.1, 200.0).ends, ValueError, "must rise"),
     ],
 )
 def test_bad_input(make, error, says):
@@ -219,5 +225,49 @@ def test_a_path_with_swapped_ends_is_refused():
     class Backwards(OwnVP):
         t_data, t_noise = 1.0, 0.0
 
-    with pytest.raises(ValueError, match="runs from"):
+    with pytest.raises(ValueError, match="must rise"):
         _ = Backwards().ends
+
+
+@pytest.mark.parametrize(
+    ("alpha", "sigma", "says"),
+    [
+        (lambda t: torch.cos(5 * t), lambda t: t, "alpha.*not negative.*t = "),
+        (lambda t: torch.ones_like(t), lambda t: t + 0.4 * torch.sin(6.28 * t), "must rise"),
+        (lambda t: 1.0, lambda t: t, "alpha.*tensor.*1.0"),
+        (lambda t: 1 - t, lambda t: t / (t - 0.5), "sigma"),
+    ],
+)
+def test_a_path_that_breaks_its_contract_is_refused_by_every_verb(alpha, sigma, says):
+    class Own(sdegen.GaussianPath):
+        def alpha(self, t):
+            return alpha(t)
+
+        def sigma(self, t):
+            return sigma(t)
+
+    model = sdegen.ScoreModel(lambda x, t: 1 / 0, Own())
+    for act in (
+        lambda: sdegen.sample(model, (2, 2), sdegen.SDESolver(steps=3)),
+        lambda: sdegen.log_prob(model, torch.zeros(2, 2)),
+    ):
+        with pytest.raises(ValueError, match=says):
+            act()
+
+
+def test_numeric_slopes_at_the_very_ends():
+    own, closed = OwnVP(), sdegen.VPSDE()
+    for t in (0.0, 1.0):
+        assert abs(float(own.diffusion(t)) - float(closed.diffusion(t))) < 1e-5
+    assert float(own.diffusion(torch.tensor(0.0, dtype=torch.float32))) > 0.3
+
+
+def test_perturb_refuses_what_would_broadcast():
+    path, x = sdegen.VPSDE(), torch.zeros(4, 3)
+    for bad, error in (
+        (lambda: path.perturb(x, torch.full((1,), 0.5)), ValueError),
+        (lambda: path.perturb(x, 0.5, torch.zeros(1, 3)), ValueError),
+        (lambda: path.perturb(x.long(), 0.5), TypeError),
+    ):
+        with pytest.raises(error):
+            bad()

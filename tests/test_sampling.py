@@ -32,7 +32,9 @@ def test_seeds_reproduce_samples_to_the_bit(solver, device):
     assert not torch.equal(first, sdegen.sample(model, shape, solver, **options))
     np.random.seed(0)  # noqa: NPY002 - the legacy global state is what must not move
     states = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
-    drawn = [sdegen.sample(model, shape, solver, generator=torch.Generator(device).manual_seed(3), **options) for _ in "ab"]
+    drawn = [
+        sdegen.sample(model, shape, solver, generator=torch.Generator(device).manual_seed(3), **options) for _ in "ab"
+    ]
     assert torch.equal(*drawn)
     assert torch.equal(states[0], torch.get_rng_state())
     assert bool((states[1] == np.random.get_state()[1]).all())  # noqa: NPY002
@@ -110,8 +112,8 @@ def test_the_network_runs_in_eval_mode_and_is_put_back(verb):
     elif verb == "log_prob":
         sdegen.log_prob(model, torch.randn(4, 2), solver)
     else:
-        with pytest.raises(sdegen.NonFiniteError), torch.no_grad():
-            net.line.weight.fill_(math.nan)
+        net.line.weight.data.fill_(math.nan)
+        with pytest.raises(sdegen.NonFiniteError):
             sdegen.sample(model, (4, 2), solver)
     assert [m.training for m in net.modules()] == before
     assert torch.equal(net.norm.running_mean, statistics)
@@ -139,7 +141,7 @@ def test_float32_takes_exactly_the_steps_it_is_told():
 
 
 def test_adaptive_ode_never_leaves_the_interval():
-    """torchdiffeq's first-step probe is clamped: with u = (0.5, 0.2) every network time lies between those of the ends."""
+    """torchdiffeq's first-step probe is clamped: for u = (0.5, 0.2) every time lies between those of the ends."""
     path, seen = sdegen.VPSDE(), []
 
     def net(x, t):
@@ -231,14 +233,16 @@ def test_writing_into_the_input_or_reusing_the_output_changes_nothing(solver):
 @pytest.mark.parametrize(
     "solver",
     [
-        sdegen.ODESolver("dopri5", rtol=1e-14),
-        sdegen.ODESolver("bosh3", rtol=1e-12, max_steps=200),
-        sdegen.ODESolver("dopri8", rtol=1e-10, max_steps=5),
+        sdegen.ODESolver("dopri5", rtol=1e-6, max_steps=1000),
+        sdegen.ODESolver("bosh3", rtol=1e-6, max_steps=200),
+        sdegen.ODESolver("dopri8", rtol=1e-6, max_steps=5),
+        sdegen.ODESolver("dopri5", rtol=1e-9),
+        sdegen.ODESolver("dopri5", rtol=1e-300),
     ],
 )
 def test_hopeless_tolerances_end_in_a_sentence(solver):
     model = sdegen.ScoreModel(lambda x, t: torch.sign(torch.sin(300 * x)), sdegen.VPSDE())
-    with pytest.raises(ValueError, match=r"loosen the tolerance|too tight"):
+    with pytest.raises(ValueError, match=r"loosen|too tight"):
         sdegen.sample(model, (4, 2), solver, dtype=torch.float32)
 
 
@@ -278,6 +282,7 @@ def test_hopeless_adaptive_sde_ends_in_a_sentence():
         ({"u": (0.9,)}, TypeError, "pair"),
         ({"dtype": torch.int32}, TypeError, "int32"),
         ({"dtype": "float32"}, TypeError, "'float32'"),
+        ({"device": "gpu"}, ValueError, "'gpu'"),
         ({"solver": sdegen.SDESolver(grid=torch.linspace(0, 0.5, 5))}, ValueError, "0.5"),
         ({"solver": sdegen.Ancestral()}, ValueError, "steps"),
         ({"solver": sdegen.Ancestral(4, variance=torch.ones(3))}, ValueError, "4, and it has 3"),

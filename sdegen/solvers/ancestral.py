@@ -53,8 +53,10 @@ class Ancestral:
             check_grid(self.grid, self.steps)
         if not isinstance(self.variance, Tensor):
             _checks.choice("variance", self.variance, VARIANCES)
-        elif self.variance.ndim != 1 or not bool((self.variance >= 0).all()):
-            raise ValueError(f"A tensor variance must be 1-D and non-negative, and it is {self.variance.tolist()}.")
+        elif not (self.variance.is_floating_point() and self.variance.ndim == 1 and bool((self.variance >= 0).all())):
+            raise ValueError(
+                f"A tensor variance must be real, 1-D and non-negative, and it is {self.variance.tolist()}."
+            )
 
     def run(self, problem: Problem) -> Path:
         """Integrate `problem`: used by `sdegen.solve`."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torchsde import BrownianInterval
 
-from sdegen._shapes import Generators, normal
+from sdegen._shapes import normal
 from sdegen.dynamics import Problem
 
 
@@ -62,7 +62,7 @@ class _Brownian:
 
 
 class Increments(_Brownian):
-    """Duck-typed Brownian motion on the step index: each step is queried once, and `step` says which one is under way."""
+    """Duck-typed Brownian motion on the step index: each step is queried once; `step` is the one under way."""
 
     def __init__(self, problem: Problem, steps: int, levy_area: str):
         super().__init__(problem.y.device)
@@ -86,14 +86,14 @@ class Increments(_Brownian):
 
 
 class AdaptiveBrownian(_Brownian):
-    """torchsde's dyadic tree on [0, 1], seeded from torch, which also counts the steps tried and stops a hopeless solve.
+    """torchsde's dyadic tree on [0, 1], seeded from torch; it also counts the steps tried and stops a hopeless solve.
 
     An adaptive step is three queries: the whole step, then its halves. Fresh draws would never agree with each other.
     """
 
     smallest = 1e-6
 
-    def __init__(self, problem: Problem, levy_area: str, max_steps: int = 100_000):
+    def __init__(self, problem: Problem, levy_area: str, max_steps: int = 10_000):
         y = problem.y
         self.shape = (len(y), y[:1].numel())
         self.levy_area_approximation = levy_area

@@ -1,7 +1,7 @@
 """Grids: where on the clock a solver steps. A grid is a value; `knots` lays it on a path.
 
     PowerGrid(p)        u_k = u_low + (u_high - u_low) (1 - k/N)^p     k = 0 at the noise end, k = N at the data end
-    PowerGrid(p, "t")   |t - t_data| likewise, so that PowerGrid(1, "t") is uniform in time and PowerGrid(2, "t") in sqrt(t)
+    PowerGrid(p, "t")   |t - t_data| likewise: PowerGrid(1, "t") is uniform in time, PowerGrid(2, "t") in sqrt(t)
 
 Towards noise the same knots are walked backwards.
 """
@@ -65,7 +65,8 @@ def knots(grid: Grid, path: GaussianPath, u_from: float, u_to: float, steps: int
     low, high = sorted((u_from, u_to))
     if isinstance(grid, Tensor):
         u = grid.detach().to("cpu", torch.float64).sort(descending=True).values
-        if not (math.isclose(u[0], high, abs_tol=1e-12) and math.isclose(u[-1], low, abs_tol=1e-12)):
+        near = 1e-12 if grid.dtype == torch.float64 else 1e-6
+        if not (math.isclose(u[0], high, abs_tol=near) and math.isclose(u[-1], low, abs_tol=near)):
             raise ValueError(f"The grid runs from u = {float(u[0])} to {float(u[-1])}, the solve from {high} to {low}.")
         t = path.time(u)
     else:
@@ -90,7 +91,7 @@ def within(u: Tensor, fraction: float) -> Tensor:
 def plan_stages(
     problem: Problem, u: Tensor, t: Tensor, coefficients: dict[float, tuple[Tensor, Tensor]]
 ) -> list[dict[float, Query]]:
-    """For every step, the query c x_hat + d eps_hat at each fraction of it that a method asks for; knots keep their t."""
+    """For every step, the query c x_hat + d eps_hat at each fraction that a method asks for; knots keep their t."""
     known = {0.0: t[:-1], 1.0: t[1:]}
     columns = [
         problem.model.plan(problem.y, within(u, fraction), known.get(fraction), c, d)
@@ -101,5 +102,6 @@ def plan_stages(
 
 def _end_time(path: GaussianPath, u: float) -> float:
     """path.time(u), but exactly t_data or t_noise at the path's own ends."""
-    exact = dict(zip(path.ends, (path.t_data, path.t_noise), strict=True))
-    return exact.get(u, float(path.time(torch.tensor(u, dtype=torch.float64))))
+    if u in path.ends:
+        return (path.t_data, path.t_noise)[path.ends.index(u)]
+    return float(path.time(torch.tensor(u, dtype=torch.float64)))

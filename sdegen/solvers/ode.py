@@ -127,6 +127,9 @@ class ODESolver:
         return rhs.path(y, u.tolist(), t.tolist())
 
     def _run_adaptive(self, problem: Problem) -> Path:
+        atol = self.rtol if self.atol is None else self.atol
+        if self.rtol + atol < 4 * torch.finfo(problem.y.dtype).eps:
+            raise ValueError(f"{self!r} asks for more than {problem.y.dtype} states can hold; loosen rtol and atol.")
         ends = torch.tensor([problem.u_from, problem.u_to], dtype=torch.float64)
         problem.model.plan(
             problem.y, ends, None, -torch.ones_like(ends), torch.ones_like(ends)
@@ -135,7 +138,6 @@ class ODESolver:
         with problem.bar(None) as bar:
             rhs = _AnyTime(self, problem, bar)
             options = {"step_t": ends[1:], "norm": rhs.norm, "max_num_steps": 2**31 - 1}
-            atol = self.rtol if self.atol is None else self.atol
             try:
                 y = odeint(rhs, rhs.start(), ends, rtol=self.rtol, atol=atol, method=self.method, options=options)[-1]
             except AssertionError as error:
@@ -146,7 +148,7 @@ class ODESolver:
 
 
 class _RightHandSide:
-    """The ODE as torchdiffeq wants it: on y (B, *event), or on (B, d + 1) with the divergence's integral in a last column."""
+    """The ODE as torchdiffeq wants it: on y (B, *event), or on (B, d + 1) with the divergence in a last column."""
 
     def __init__(self, problem: Problem, bar: Callable[[], object]):
         self.problem = problem
@@ -168,7 +170,9 @@ class _RightHandSide:
         self.calls += 1
         if problem.probes is None:
             return problem.model.estimate(state, query, problem.cond)
-        value, divergence = drift_and_divergence(problem.model, self._event(state), query, problem.cond, problem.probes)
+        value, divergence = drift_and_divergence(
+            problem.model, self._event(state), query, problem.cond, problem.probes, problem.chunk
+        )
         return torch.cat([value.flatten(1), divergence[:, None]], 1)
 
     def _event(self, state: Tensor) -> Tensor:

@@ -52,7 +52,9 @@ SDE_METHODS = {
     "euler": SDEMethod((0.0,), 1, 1, "ito", when="the default: any number of steps from about 50"),
     "milstein": SDEMethod((0.0,), 1, 1, "ito", when="the same numbers as euler, since the noise is additive"),
     "euler_heun": SDEMethod((0.0,), 1, 1, "stratonovich", when="Euler with the noise level averaged over the step"),
-    "srk": SDEMethod((0.0, 0.75), 2, 2, "ito", "space-time", when="the most accurate per path: strong order 1.5 and more"),
+    "srk": SDEMethod(
+        (0.0, 0.75), 2, 2, "ito", "space-time", when="the most accurate per path: strong order 1.5 and more"
+    ),
     "midpoint": SDEMethod((0.0, 0.5), 2, 1, "stratonovich", when="second order, never queries the end of a step"),
     "heun": SDEMethod((0.0, 1.0), 2, 1, "stratonovich", when="second order, queries both ends"),
     "log_ode": SDEMethod((0.0, 0.5), 2, 1, "stratonovich", "foster", when="the same numbers as midpoint here"),
@@ -90,6 +92,8 @@ class SDESolver:
     def __post_init__(self) -> None:
         _checks.choice("SDE method", self.method, SDE_METHODS)
         _checks.real("eta", self.eta, 0)
+        if not isinstance(self.adaptive, bool):
+            raise TypeError(f"adaptive must be True or False, and it is {self.adaptive!r}.")
         if self.w is not None and (self.eta != 1 or not callable(self.w)):
             raise ValueError(f"w must be a callable given instead of eta, and w = {self.w!r}, eta = {self.eta}.")
         if self.steps is not None:
@@ -233,18 +237,18 @@ class _FixedSteps(_RightHandSide):
         profile = NoiseProfile(solver.eta, solver.w)
         stages = solver._scheme.stages
         h = u[1:] - u[:-1]
-        rates = dict.fromkeys(sorted({0.0, 0.5, *stages, 1.0}), h)
+        self._rates = dict.fromkeys((0.0, 0.5, 0.75, 1.0), h)
         if solver._scheme.carries:
             s = torch.linspace(0, 1, len(u), dtype=torch.float64)
             smooth = torch.sign(h[0]) * solver._grid.at(s, problem.u_from, problem.u_to)[1] / len(h)
-            rates = {0.0: smooth[:-1], 1.0: smooth[1:]}
-        gamma = {f: profile.gamma(within(u, f)) for f in stages}
-        drift = {f: (-rates[f], rates[f] - rates[f].abs() * gamma[f]) for f in stages}
+            self._rates = {0.0: smooth[:-1], 1.0: smooth[1:]}
+        drift = {}
+        for fraction in stages:
+            rate = self._rates[fraction]
+            drift[fraction] = (-rate, rate - rate.abs() * profile.gamma(within(u, fraction)))
         self._queries = plan_stages(problem, u, t, drift)
-        self._u = u.tolist()
-        self._levels = {
-            f: (profile.w(within(u, f)) * rate.abs().sqrt()).to(problem.y).unbind(0) for f, rate in rates.items()
-        }
+        self._profile, self._clock, self._u = profile, u, u.tolist()
+        self._levels: dict[float, tuple[Tensor, ...]] = {}
 
     def _drift(self, s: float, y: Tensor) -> Query:
         k = self.brownian.step
@@ -257,6 +261,9 @@ class _FixedSteps(_RightHandSide):
 
     def _level(self, s: float) -> Tensor:
         k = self.brownian.step
+        if s - k not in self._levels:  # only the method knows where in a step it needs the noise level
+            w = self._profile.w(within(self._clock, s - k))
+            self._levels[s - k] = (w * self._rates[s - k].abs().sqrt()).to(self.problem.y).unbind(0)
         return self._levels[s - k][k]
 
 

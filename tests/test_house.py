@@ -1,0 +1,138 @@
+"""The house itself: layers, the README's solver table, imports, and the example run small."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import sdegen
+from sdegen.solvers import ODE_METHODS, SDE_METHODS
+
+ROOT = Path(__file__).parent.parent
+LAYERS = [  # a file imports only from rows above its own
+    {"_version", "_shapes"},
+    {"_checks"},
+    {"paths", "nets", "datasets"},
+    {"models"},
+    {"exact", "losses", "dynamics"},
+    {"solvers.grids", "solvers.brownian"},
+    {"solvers.ode", "solvers.sde", "solvers.ancestral"},
+    {"solvers"},
+    {"sampling"},
+    {"likelihood"},
+    {"sdegen"},
+]
+LEAVES = {"nets", "datasets"}
+ENGINES = {"torchsde", "torchdiffeq"}
+
+
+def modules() -> dict[str, Path]:
+    package = ROOT / "sdegen"
+    named = {}
+    for path in package.rglob("*.py"):
+        parts = list(path.relative_to(package).with_suffix("").parts)
+        parts = parts[:-1] if parts[-1] == "__init__" else parts
+        named[".".join(parts) or "sdegen"] = path
+    return named
+
+
+def imports_of(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name if name.removeprefix("sdegen.") in modules() else node.module for name in names}
+    return found
+
+
+def test_files_import_only_from_layers_above():
+    level = {name: i for i, row in enumerate(LAYERS) for name in row}
+    assert set(level) == set(modules())
+    for name, path in modules().items():
+        for imported in imports_of(path):
+            if imported.split(".")[0] == "sdegen":
+                other = imported.removeprefix("sdegen.")
+                assert level[other] < level[name], f"{name} imports {other}"
+                assert other not in LEAVES, f"{name} imports the leaf {other}"
+            if imported.split(".")[0] in ENGINES:
+                assert name.startswith("solvers."), f"{name} imports an engine"
+
+
+def test_the_readme_table_is_the_registry():
+    rows = {}
+    for line in (ROOT / "README.md").read_text().splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        match = re.fullmatch(r"`(SDESolver|ODESolver|Ancestral)\(?\"?(\w*)\"?.*`", cells[0])
+        if match and len(cells) == 5:
+            rows[match[1], match[2]] = cells[1:]
+    expected = {}
+    for name, method in SDE_METHODS.items():
+        order = f"{method.order} ({method.strong} strong)"
+        expected["SDESolver", name] = ["SDE", order, f"{method.calls}", method.when]
+    for name, method in ODE_METHODS.items():
+        expected["ODESolver", name] = ["ODE", f"{method.order}", f"{method.calls}", method.when]
+    ancestral = rows.pop(("Ancestral", ""))
+    assert ancestral[2] == "1"
+    assert rows == expected
+
+
+def test_the_readme_program_runs():
+    """The eight lines, as printed, with a network and data put before them."""
+    text = (ROOT / "README.md").read_text()
+    (program,) = re.findall(r"```python\n(import sdegen\n.*?)```", text, re.S)
+    program = program.replace("steps=500", "steps=20").replace("steps=1000", "steps=20")
+    torch = importlib.import_module("torch")
+    torch.set_default_dtype(torch.float32)
+    from sdegen.datasets import two_moons
+    from sdegen.nets import MLP
+
+    means = torch.tensor([[0.0, 0.0], [1.0, 1.0]])
+    names = {"net": MLP(2), "x": two_moons(64), "means": means, "stds": 0.1, "weights": [0.5, 0.5]}
+    names["solver"] = sdegen.ODESolver("rk4", steps=4)
+    exec(program, names)
+    assert names["logp"].shape == (64,)
+
+
+def test_import_is_light_and_touches_no_global_state():
+    code = (
+        "import random, warnings, logging, numpy, torch\n"
+        "before = (torch.get_rng_state().sum().item(), torch.get_default_dtype(), torch.is_grad_enabled(),\n"
+        "          numpy.random.get_state()[1].sum(), random.getstate(), len(warnings.filters), logging.root.level)\n"
+        "import torchsde, torchdiffeq\n"
+        "filters = len(warnings.filters)\n"
+        "import sys, sdegen\n"
+        "after = (torch.get_rng_state().sum().item(), torch.get_default_dtype(), torch.is_grad_enabled(),\n"
+        "         numpy.random.get_state()[1].sum(), random.getstate(), len(warnings.filters), logging.root.level)\n"
+        "assert before[:5] + before[6:] == after[:5] + after[6:] and after[5] == filters\n"
+        "for heavy in ('matplotlib', 'sklearn', 'tqdm.auto', 'sdegen.nets', 'sdegen.datasets'):\n"
+        "    assert heavy not in sys.modules, heavy\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.slow
+def test_the_quick_example_runs_and_writes_its_pictures(tmp_path, capsys):
+    spec = importlib.util.spec_from_file_location("sde_vs_ode", ROOT / "examples" / "sde_vs_ode.py")
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    torch = importlib.import_module("torch")
+    torch.set_default_dtype(torch.float32)
+    start = time.perf_counter()
+    example.main(["--quick", "--out", str(tmp_path)])
+    assert time.perf_counter() - start < 240
+    said = capsys.readouterr().out
+    for name in ("plane.png", "trajectories.png", "digits.png"):
+        assert (tmp_path / name).stat().st_size > 10_000
+    for label in ("SDE euler", "SDE srk", "ODE dopri5", "ODE rk4", "Ancestral", "bits/dim"):
+        assert label in said
+    ours, gaussian = (float(re.search(pattern, said)[1]) for pattern in (r"given the label (\S+)", r"Gaussian: (\S+)"))
+    assert ours < gaussian

@@ -190,7 +190,8 @@ def draw_trajectories(path: Path, model: sdegen.ScoreModel, held_out: Tensor) ->
         y = solution.trajectory.cpu() / model.path.scale(solution.u)[:, None, None]
         axis.plot(solution.u, y[..., 0], color=SDE if "SDE" in label else ODE, lw=0.7, alpha=0.65)
         axis.fill_betweenx(middles, -0.02, -0.02 - 0.25 * density, color=INK, lw=0)
-        axis.set(title=label, xlabel="straight clock u: noise to data", xlim=(1.0, -0.2), ylim=(-3.2, 3.2))
+        axis.set(title=label, xlabel="straight clock u, from noise to data", xlim=(1.0, -0.2), ylim=(-3.2, 3.2))
+        axis.set_xticks([1.0, 0.8, 0.6, 0.4, 0.2, 0.0])
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("first coordinate of y")
     finish(figure, path)
@@ -214,7 +215,7 @@ def draw_digits(path: Path, rows: dict[str, Tensor]) -> None:
 def finish(figure: plt.Figure, path: Path) -> None:
     """Save and close."""
     figure.tight_layout()
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=90)
     plt.close(figure)
 
 

@@ -30,7 +30,7 @@ SOLVERS = {
 def test_all_paths_give_one_trajectory_in_straight_coordinates(name, asked):
     """From the same y at the same u, with the same noise, y = x/r is the same on every path, to rounding.
 
-    As a network for "eps" or "v" the exact model is asked at (x_t, t), so that r(u), t(u) and the conversions count too.
+    As a network for "eps" or "v" the exact model is asked at (x_t, t), so that r(u) and t(u) count too.
     """
     target, solver, u = ring(), SOLVERS[name], (0.9, 0.02)
     y = torch.randn(16, 2)

@@ -11,8 +11,10 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from collections.abc import Callable
 
 import torch
+import torchsde
 from torch import Tensor, nn
 
 import sdegen
@@ -67,20 +69,57 @@ def bare(net: nn.Module, inputs: list[tuple[Tensor, Tensor]]) -> float:
 
 
 @torch.no_grad()
-def ratio(net: nn.Module, shape: tuple[int, ...], solver: object, repeats: int) -> tuple[float, float, float, int]:
+def ratio(
+    net: nn.Module, solve: Callable[[nn.Module], Callable[[], Tensor]], repeats: int
+) -> tuple[float, float, float, int]:
     """Median, least and largest of (CPU time of a solve) / (CPU time of its network calls), and how many those are."""
     recorder = Recorder(net).eval()
-    sdegen.sample(sdegen.ScoreModel(recorder, sdegen.VPSDE()), shape, solver)
-    model = sdegen.ScoreModel(net, sdegen.VPSDE())
+    solve(recorder)()
+    run = solve(net)
     ratios = []
     for _ in range(repeats + 1):
         before = bare(net, recorder.inputs)
         start = time.thread_time()
-        sdegen.sample(model, shape, solver)
+        run()
         spent = time.thread_time() - start
         ratios.append(spent / (0.5 * (before + bare(net, recorder.inputs))))
     ratios = ratios[1:]  # the first round warms caches up
     return statistics.median(ratios), min(ratios), max(ratios), len(recorder.inputs)
+
+
+def by_hand(net: nn.Module, shape: tuple[int, ...], steps: int) -> Callable[[], Tensor]:
+    """For scale: Euler-Maruyama on the VP reverse SDE in (x, t), written out."""
+    beta = [0.1 + 19.9 * (k + 1) / steps for k in range(steps)]
+    path = sdegen.VPSDE()
+    sigma = path.sigma(torch.arange(1, steps + 1, dtype=torch.float64) / steps).tolist()
+
+    def run() -> Tensor:
+        x = torch.randn(shape)
+        for k in reversed(range(steps)):
+            h, eps = 1 / steps, net(x, torch.full((shape[0],), (k + 1) / steps))
+            x = x + h * (0.5 * beta[k] * x - beta[k] / sigma[k] * eps) + (beta[k] * h) ** 0.5 * torch.randn_like(x)
+        return x
+
+    return run
+
+
+def by_torchsde_alone(net: nn.Module, shape: tuple[int, ...], steps: int) -> Callable[[], Tensor]:
+    """For scale: the same SDE handed to torchsde as its documentation shows, with its default Brownian motion."""
+    path = sdegen.VPSDE()
+
+    class Reverse:
+        noise_type, sde_type = "diagonal", "ito"
+
+        def f(self, s: Tensor, x: Tensor) -> Tensor:
+            t = 1 - s
+            beta = path.beta(t)
+            return 0.5 * beta * x - beta / path.sigma(t) * net(x, t.expand(len(x)))
+
+        def g(self, s: Tensor, x: Tensor) -> Tensor:
+            return path.beta(1 - s).sqrt().expand_as(x)
+
+    ts = torch.tensor([0.0, 1 - 1 / steps])
+    return lambda: torchsde.sdeint(Reverse(), torch.randn(shape), ts, method="euler", dt=1 / steps)[-1]
 
 
 def main() -> None:
@@ -97,9 +136,10 @@ def main() -> None:
         ("no embedding, 512x2", bare_mlp.eval(), (512, 2), 100),
         ("U-Net, 8x3x32x32", unet.eval(), (8, 3, 32, 32), 20),
     ]
-    print(f"torch {torch.__version__}, median [least, largest] of {repeats}")
+    print(f"torch {torch.__version__}, one thread, median [least, largest] of {repeats}\n")
+    print("| network and batch | solver | network calls | CPU time / bare calls |\n|---|---|---|---|")
     for name, net, shape, calls in rows:
-        for solver in (
+        solvers = (
             sdegen.SDESolver("euler", calls),
             sdegen.SDESolver("srk", calls // 2),
             sdegen.SDESolver("heun", calls // 2),
@@ -107,10 +147,24 @@ def main() -> None:
             sdegen.ODESolver("rk4", steps=calls // 4),
             sdegen.ODESolver("dopri5", rtol=1e-4),
             sdegen.Ancestral(calls),
-        ):
-            middle, low, high, made = ratio(net, shape, solver, repeats)
-            label = f"{type(solver).__name__} {getattr(solver, 'method', '')}".strip()
-            print(f"{name:20s} {label:18s} {made:4d} calls  {middle:.3f} [{low:.3f}, {high:.3f}]")
+        )
+        solves = {f"{type(s).__name__} {getattr(s, 'method', '')}".strip(): through(s, shape) for s in solvers}
+        solves["(Euler by hand)"] = lambda net, shape=shape, calls=calls: by_hand(net, shape, calls)
+        if len(shape) == 2:
+            solves["(torchsde alone)"] = lambda net, shape=shape, calls=calls: by_torchsde_alone(net, shape, calls)
+        for label, solve in solves.items():
+            middle, low, high, made = ratio(net, solve, repeats)
+            print(f"| {name} | {label} | {made} | {middle:.2f} [{low:.2f}, {high:.2f}] |", flush=True)
+
+
+def through(solver: object, shape: tuple[int, ...]) -> Callable[[nn.Module], Callable[[], Tensor]]:
+    """A network to a solve of this library's."""
+
+    def solve(net: nn.Module) -> Callable[[], Tensor]:
+        model = sdegen.ScoreModel(net, sdegen.VPSDE())
+        return lambda: sdegen.sample(model, shape, solver)
+
+    return solve
 
 
 if __name__ == "__main__":

@@ -26,8 +26,8 @@ from torch import Tensor
 
 from sdegen import _checks
 from sdegen._shapes import Generators, as_time, batch_of_times, like, normal, uniform
+from sdegen.gaussian_path import GaussianPath
 from sdegen.models import PREDICTIONS, Cond, ScoreModel
-from sdegen.paths import GaussianPath
 
 Weighting = Callable[[GaussianPath, Tensor], Tensor]
 Times = Callable[[GaussianPath, int, Generators, torch.dtype, torch.device], tuple[Tensor, Tensor]]

@@ -19,8 +19,8 @@ ROOT = Path(__file__).parent.parent
 LAYERS = [  # a file imports only from rows above its own
     {"_version", "_shapes"},
     {"_checks"},
-    {"paths", "nets", "datasets"},
-    {"models"},
+    {"gaussian_path", "nets", "datasets"},
+    {"paths", "models"},
     {"exact", "losses", "dynamics"},
     {"solvers.grids", "solvers.brownian"},
     {"solvers.ode", "solvers.sde", "solvers.ancestral"},

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from sdegen import _checks
 from sdegen.dynamics import CHECK_EVERY, Path, Problem
-from sdegen.paths import GaussianPath
+from sdegen.gaussian_path import GaussianPath
 from sdegen.solvers.brownian import noise_of_step
 from sdegen.solvers.grids import Grid, PowerGrid, check_grid, knots
 

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from sdegen import _checks
 from sdegen.dynamics import Problem
+from sdegen.gaussian_path import GaussianPath
 from sdegen.models import Query
-from sdegen.paths import GaussianPath
 
 
 @dataclass(frozen=True)

@@ -216,3 +216,12 @@ def test_bad_values():
     ):
         with pytest.raises((ValueError, TypeError)):
             make()
+
+
+def test_importance_weights_reach_the_loss():
+    """loss(times=) is the weighted mean of the losses at the times drawn, and LikelihoodTimes changes no expectation."""
+    path, x, noise = sdegen.VPSDE(), torch.randn(5, 2), torch.randn(5, 2)
+    t, weight = torch.linspace(0.1, 0.9, 5), torch.linspace(0.5, 2.0, 5)
+    model = sdegen.ScoreModel(Wrong(path, "eps"), path)
+    drawn = sdegen.loss(model, x, times=lambda *_: (t, weight), noise=noise, reduction="none")
+    torch.testing.assert_close(drawn, weight * sdegen.loss(model, x, t=t, noise=noise, reduction="none"))

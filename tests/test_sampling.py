@@ -346,3 +346,13 @@ def test_samples_start_from_the_prior_of_the_part_they_cover():
         torch.testing.assert_close(out, again)
         sigma = float(path.sigma(path.time(torch.tensor(0.6))))
         assert abs(path.prior_at(0.6).std / sigma - 1) < 1e-9
+
+
+@pytest.mark.parametrize(
+    "solver", [sdegen.SDESolver(steps=400), sdegen.ODESolver("euler", steps=400), sdegen.Ancestral(400)]
+)
+def test_a_diverged_solve_stops_within_32_steps(solver):
+    net = Faulty(nan_everywhere)
+    with pytest.raises(sdegen.NonFiniteError):
+        sdegen.sample(sdegen.ScoreModel(net, sdegen.VPSDE()), (4, 2), solver)
+    assert net.calls <= 7 + 32

@@ -313,3 +313,55 @@ def test_solvers_are_frozen_values():
     assert sdegen.SDESolver("euler", 10) == sdegen.SDESolver("euler", 10)
     with pytest.raises(AttributeError):
         sdegen.SDESolver("euler", 10).steps = 3
+
+
+@pytest.mark.parametrize("solver", [sdegen.SDESolver(steps=5), sdegen.SDESolver("srk", 5), sdegen.Ancestral(5)])
+def test_drawn_noise_is_one_fresh_draw_a_step(solver):
+    """What a generator draws: the start, then (B, *event) a step (srk: (B, 2, *event)), each used in its own step."""
+    model, g = ring().model(sdegen.VPSDE()), torch.Generator().manual_seed(5)
+    drawn = sdegen.sample(model, (3, 2), solver, generator=g)
+    g.manual_seed(5)
+    x_T = sdegen.VPSDE().prior.std * torch.randn(3, 2, generator=g)
+    if getattr(solver, "method", "") == "srk":
+        noise = torch.stack([torch.randn(3, 2, 2, generator=g).transpose(0, 1) for _ in range(5)])
+    else:
+        noise = torch.stack([torch.randn(3, 2, generator=g) for _ in range(5)])
+    assert torch.equal(drawn, sdegen.sample(model, (3, 2), solver, x_T=x_T, noise=noise))
+
+
+def test_default_grids():
+    fraction = torch.arange(8, -1, -1) / 8
+    model, x, high = ring().model(sdegen.VPSDE()), torch.zeros(1, 2), sdegen.VPSDE().ends[1]
+    for solver, p in (
+        (sdegen.SDESolver(steps=8), 2),
+        (sdegen.ODESolver("rk4", steps=8), 1.5),
+        (sdegen.Ancestral(8), 2),
+    ):
+        torch.testing.assert_close(sdegen.solve(model, x, solver).u, high * fraction**p, rtol=1e-12, atol=1e-15)
+    chain = sdegen.DDPM(torch.linspace(1e-3, 0.2, 8))
+    assert torch.equal(sdegen.solve(ring().model(chain), x, sdegen.Ancestral()).t, fraction)
+
+
+@pytest.mark.parametrize("to", ["data", "noise"])
+def test_adaptive_steps_see_the_same_sde(to):
+    """At any s the drift and the noise of the adaptive right-hand side are those of dynamics.py at u(s), times du/ds."""
+    from sdegen.dynamics import Problem
+    from sdegen.solvers.brownian import AdaptiveBrownian
+    from sdegen.solvers.sde import _AnyTime
+
+    model, high = ring().model(sdegen.CondOT()), 0.97
+    u_from, u_to = (high, 0.0) if to == "data" else (0.0, high)
+    problem = Problem(model, torch.randn(4, 2), u_from, u_to)
+    rhs = _AnyTime(sdegen.SDESolver(adaptive=True, eta=0.8), problem, AdaptiveBrownian(problem, "none"), lambda: None)
+    s, h = 0.3, 1e-6
+    at = [high * (1 - r) ** 2 if to == "data" else high * r**2 for r in (s - h, s, s + h)]
+    u, rate = at[1], (at[2] - at[0]) / (2 * h)
+    gamma = 0.8**2 / max(1 - u, 0.1)
+    y = torch.randn(4, 2)
+    exact = model.eps(y, 1 - u), model.data(y, 1 - u)  # on CondOT y = x_t and t = 1 - u
+    drift = (exact[0] - exact[1]) * rate - gamma * exact[0] * abs(rate)
+    torch.testing.assert_close(rhs.f(torch.tensor(s), y), drift, rtol=1e-7, atol=1e-8)
+    level = math.sqrt(2 * u * gamma * abs(rate))
+    torch.testing.assert_close(
+        rhs.g_prod(torch.tensor(s), y, torch.ones(4, 2)), torch.full((4, 2), level), rtol=1e-7, atol=0
+    )

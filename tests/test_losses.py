@@ -219,7 +219,7 @@ def test_bad_values():
 
 
 def test_importance_weights_reach_the_loss():
-    """loss(times=) is the weighted mean of the losses at the times drawn, and LikelihoodTimes changes no expectation."""
+    """loss(times=) is the weighted mean of the losses at the times drawn."""
     path, x, noise = sdegen.VPSDE(), torch.randn(5, 2), torch.randn(5, 2)
     t, weight = torch.linspace(0.1, 0.9, 5), torch.linspace(0.5, 2.0, 5)
     model = sdegen.ScoreModel(Wrong(path, "eps"), path)

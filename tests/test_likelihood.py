@@ -130,6 +130,13 @@ def test_part_of_the_path(path):
     x = target.marginal(path, t_from).sample(16)
     logp = sdegen.log_prob(target.model(path), x, TIGHT, u=(u_from, u_to), prior=target.marginal(path, t_to))
     torch.testing.assert_close(logp, target.marginal(path, t_from).log_prob(x), rtol=0, atol=1e-8)
+    solver = sdegen.ODESolver("rk4", steps=8)
+    prior = torch.distributions.Normal(0.0, float(path.sigma(torch.tensor(t_to))))
+    z = sdegen.solve(target.model(path), x, solver, to="noise", u=(u_from, u_to)).x
+    own = sdegen.log_prob(target.model(path), x, solver, u=(u_from, u_to))
+    exact = sdegen.log_prob(target.model(path), x, solver, u=(u_from, u_to), prior=target.marginal(path, t_to))
+    expected = exact - target.marginal(path, t_to).log_prob(z) + prior.log_prob(z).sum(1)
+    torch.testing.assert_close(own, expected, rtol=0, atol=1e-9)
 
 
 def test_encode_and_decode_are_inverse():

@@ -171,10 +171,10 @@ def check_differentiable(problem: Problem) -> None:
     queries = problem.model.plan(rows, u, None, -torch.ones_like(u), torch.ones_like(u))
     for clock, query in zip(u.tolist(), queries, strict=True):
         y = (1 - clock) * rows + clock * noise  # a state typical of this clock, where the network was trained
-        _check_gradient_at(problem, y, z, query)
+        _check_gradient_at(problem, y, z, query, clock)
 
 
-def _check_gradient_at(problem: Problem, y: Tensor, z: Tensor, query: Query) -> None:
+def _check_gradient_at(problem: Problem, y: Tensor, z: Tensor, query: Query, clock: float) -> None:
     def field_at(y: Tensor) -> Tensor:
         return problem.model.estimate(y, query, problem.cond)
 
@@ -193,7 +193,7 @@ def _check_gradient_at(problem: Problem, y: Tensor, z: Tensor, query: Query) -> 
         gap = (product - difference).abs().sum()
         if bool(gap <= (tolerance * (product.abs() + difference.abs()) + rounding).sum()):
             return  # an honest network agrees at one of these steps, however rough it is; one that hides at none
-    _checks.finite_state(difference[:, None], float("nan"))
+    _checks.finite_state(difference[:, None], clock)
     raise ValueError(
         "The network blocks gradients with respect to its input (torch.no_grad, detach, or a conversion out of torch): "
         f"z . J z is {float(product.sum()):.4g} by autograd and {float(difference.sum()):.4g} by finite differences, "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -11,10 +11,9 @@ from torch import Tensor
 from sdegen import _checks
 from sdegen._shapes import Generators
 from sdegen.dynamics import Path, Problem, evaluating
-from sdegen.models import Model
+from sdegen.models import Cond, Model
 from sdegen.solvers import Ancestral, ODESolver, SDESolver
 
-Cond = Mapping[str, object] | None
 Solver = SDESolver | ODESolver | Ancestral
 
 LIKELIHOOD_SOLVER = ODESolver("dopri8", rtol=1e-6)
@@ -61,7 +60,7 @@ def sample(
     model:     a `ScoreModel`, or the `.model(path)` of an exact target.
     solver:    an `SDESolver`, an `ODESolver` or `Ancestral`.
     generator: a torch.Generator, or one per sample: a sample then does not depend on its batch-mates (an adaptive
-               ODESolver's shared steps still move it by less than the tolerance; an adaptive SDESolver refuses).
+               ODESolver's shared steps still move it by an error of its own size; an adaptive SDESolver refuses).
     cond:      keyword arguments for the network.
 
     x_T:       the start, shaped like the samples, instead of a draw from N(0, sigma^2 I) at the noise end.

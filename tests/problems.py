@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 import sdegen
-from sdegen.solvers import SDE_METHODS
 
 PATHS = {
     "vp": sdegen.VPSDE(),
@@ -117,7 +116,3 @@ def coarsen(w: Tensor, area: Tensor, factor: int) -> Tensor:
     coarse_w = W.sum(1) / factor**0.5
     coarse_u = (before + U).sum(1) / factor**1.5
     return torch.stack([coarse_w, (coarse_u - 0.5 * coarse_w) * math.sqrt(12)], 1)
-
-
-def fixed_sde_methods() -> list[str]:
-    return list(SDE_METHODS)

@@ -208,8 +208,18 @@ def test_bits_per_dim_bounds_the_code_length_of_the_levels():
     bound = bits_per_dim(normal.log_prob(dequantise(images, generator=seeded())), 1).reshape(17, -1).mean(1)
     edges = 2 * torch.arange(18) / 17 - 1
     exact = -(normal.cdf(edges[1:]) - normal.cdf(edges[:-1])).log2()
-    assert bool((bound > exact).all())
+    assert bool((bound > exact - 1e-3).all())  # at the mode the gap is below the noise of the mean
+    assert float((bound - exact).max()) > 0.05
     assert torch.allclose(bound, exact, atol=0.2)
+
+
+def test_dequantisation_noise_is_spread_evenly_over_the_batch():
+    """Every pixel's u falls once into each of n equal parts, and pixels are not tied to each other."""
+    u = (dequantise(torch.zeros(50, 3, 2, dtype=torch.float64), generator=seeded()) + 1) * 17 / 2
+    parts = (u.flatten(1) * 50).floor().long()
+    assert torch.equal(parts.sort(0).values, torch.arange(50)[:, None].expand(50, 6))
+    correlation = torch.corrcoef(u.flatten(1).T) - torch.eye(6)
+    assert float(correlation.abs().max()) < 5 / math.sqrt(50)
 
 
 @pytest.mark.parametrize("toy", TOYS)

@@ -80,7 +80,7 @@ def test_the_readme_table_is_the_registry():
         expected["SDESolver", name] = ["SDE", order, f"{method.calls}", method.when]
     for name, method in ODE_METHODS.items():
         expected["ODESolver", name] = ["ODE", f"{method.order}", f"{method.calls}", method.when]
-    ancestral = rows.pop(("Ancestral", ""))
+    ancestral = rows.pop(("Ancestral", "steps"))
     assert ancestral[2] == "1"
     assert rows == expected
 

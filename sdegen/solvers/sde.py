@@ -153,6 +153,8 @@ class SDESolver:
             raise ValueError(
                 f"Adaptive steps are shared by the batch and chosen from its noise: {what} needs fixed steps."
             )
+        if problem.trajectory and self._scheme.carries:
+            raise ValueError(f"An adaptive {self.method!r} never shows its states: take fixed steps for a trajectory.")
         brownian = AdaptiveBrownian(problem, self._scheme.levy_area)
         with problem.bar(None) as bar:
             rhs = _AnyTime(self, problem, brownian, bar)
@@ -198,6 +200,7 @@ class _RightHandSide:
     def f(self, s: Tensor, y: Tensor) -> Tensor:
         """The drift per unit of s."""
         s = float(s)
+        self._visit(y)
         if self._last[0] == s and self._last[1] is y:
             return self._last[2]
         query = self._drift(s, y)
@@ -208,6 +211,9 @@ class _RightHandSide:
         self.calls += 1
         self._last = (s, y, value)
         return value
+
+    def _visit(self, y: Tensor) -> None:
+        """Told of every state that is asked about, remembered or not."""
 
     def _product(self, s: Tensor, y: Tensor, v: Tensor) -> Tensor:
         return self._level(float(s)) * v
@@ -278,15 +284,17 @@ class _AnyTime(_RightHandSide):
         self._sign = 1.0 if problem.u_to > problem.u_from else -1.0
         self._grid = solver._grid
 
+    def _visit(self, y: Tensor) -> None:
+        if len(self.states) < len(self.brownian.starts):  # the first question of a step is about its start
+            self._bar()
+            self.states.append(y if self.problem.trajectory else None)
+
     def _clock(self, s: float) -> tuple[Tensor, Tensor]:
         return self._grid.at(torch.tensor([s], dtype=torch.float64), self.problem.u_from, self.problem.u_to)
 
     def _drift(self, s: float, y: Tensor) -> Query:
         u, rate = self._clock(s)
         _checks.finite_state(y, float(u))
-        if len(self.states) < len(self.brownian.starts):
-            self._bar()
-            self.states.append(y if self.problem.trajectory else None)
         c, d = -self._sign * rate, rate * (self._sign - self._profile.gamma(u))
         return self._model.plan(self.problem.y, u, None, c, d)[0]
 

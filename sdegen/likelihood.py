@@ -61,8 +61,8 @@ def log_prob(
 
     With an adaptive solver a sample moves with its batch-mates by an error of the solver's own size; on fixed steps,
     such as ODESolver("rk4", steps=40), not at all. Integrates in the dtype of `x` (at least float32) and calls the
-    network in its own. Raises ValueError for a network that blocks gradients or is random, NonFiniteError for a log-density that
-    is not finite, and as `solve` does. The result carries no gradient.
+    network in its own. Raises ValueError for a network that blocks gradients or is random, NonFiniteError for a
+    log-density that is not finite, and as `solve` does. The result carries no gradient.
     """
     _check_model(model)
     x = _checks.batch("x", x)

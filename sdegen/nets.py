@@ -22,8 +22,8 @@ class TimeEmbedding(nn.Module):
     """t (B,), and a label (B,) if there are classes, to features (B, dim).
 
     sin(2^k t) and cos(2^k t), k = -4 ... 6, through a small network: the slowest wave tells any two times of order ten
-    apart. No wave is faster than a field varies in t: with k up to 10 an adaptive likelihood took eight times the
-    network calls, for a worse fit. Powers of two are exact in every dtype, so a cast changes no frequency.
+    apart. No wave is faster than a field varies in t: with k up to 10 an adaptive solve took eight times the network
+    calls on one trained example. Powers of two are exact in every dtype, so a cast changes no frequency.
 
     Attention Is All You Need, Vaswani et al., 2017, arXiv:1706.03762 (the waves).
     """

@@ -2,13 +2,14 @@
 
 from sdegen._checks import NonFiniteError
 from sdegen._version import __version__
+from sdegen.chain import DDPM
 from sdegen.dynamics import Hutchinson
 from sdegen.exact import Gaussian, GaussianMixture
 from sdegen.gaussian_path import GaussianPath
 from sdegen.likelihood import log_prob
 from sdegen.losses import LikelihoodTimes, LikelihoodWeighting, LowDiscrepancyTimes, MinSNR, UniformTimes, loss
 from sdegen.models import Model, ScoreModel
-from sdegen.paths import DDPM, VESDE, VPSDE, CondOT, CosineVPSDE, SubVPSDE
+from sdegen.paths import VESDE, VPSDE, CondOT, CosineVPSDE, SubVPSDE
 from sdegen.sampling import Solution, decode, encode, sample, solve
 from sdegen.solvers import Ancestral, ODESolver, PowerGrid, SDESolver
 

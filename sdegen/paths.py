@@ -1,4 +1,4 @@
-"""The members: VP (linear beta, cosine, and the DDPM chain), sub-VP, VE and flow matching's straight path.
+"""The members: VP (linear beta, cosine), sub-VP, VE and flow matching's straight path; the DDPM chain is in chain.py.
 
 Each states alpha, sigma, their derivatives in its own time, and the two functions of the straight clock u that the
 dynamics use, t(u) and r(u), in forms that lose no digits near the data: expm1 for 1 - exp, tangents for acos.
@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,7 +20,7 @@ from sdegen._shapes import as_time
 from sdegen.gaussian_path import GaussianPath, Slopes
 
 
-class _VariancePreserving(GaussianPath):
+class VariancePreserving(GaussianPath):
     """alpha^2 + sigma^2 = 1, so r = 1/sqrt((1-u)^2 + u^2), with alpha^2 = exp(-B(t)) and B' = beta."""
 
     @abstractmethod
@@ -88,7 +86,7 @@ class _LinearBeta:
 
 
 @dataclass(frozen=True)
-class VPSDE(_LinearBeta, _VariancePreserving):
+class VPSDE(_LinearBeta, VariancePreserving):
     """Variance-preserving SDE, the limit of the DDPM chain: dx = -beta(t)/2 x dt + sqrt(beta(t)) dw, t in [0, 1].
 
     One DDPM step with beta_k = beta(t_k)/K is x_k = sqrt(1 - beta_k) x_{k-1} + sqrt(beta_k) e_k. As K grows,
@@ -270,56 +268,3 @@ class CondOT(GaussianPath):
     def scale(self, u: float | Tensor) -> Tensor:
         """1/(1 - sigma_min (1-u))."""
         return 1 / (1 - self.sigma_min * (1 - as_time(u)))
-
-
-class DDPM(_VariancePreserving):
-    """The discrete chain as a path: K betas, t_k = k/K, alpha(t_k)^2 = prod over j <= k of (1 - beta_j).
-
-    -log(1 - beta_k) is what B gains over step k, spread evenly within it, so that the chain is exactly this
-    variance-preserving SDE observed on its grid. A network trained on k = 1..K is adapted with ScoreModel's `time=`.
-
-    betas: K numbers in (0, 1), a tensor, array or list; a ValueError names the first one outside.
-    Ho et al., 2020, arXiv:2006.11239.
-    """
-
-    def __init__(self, betas: Tensor | np.ndarray | Sequence[float]):
-        table = torch.as_tensor(betas).detach().to("cpu", torch.float64)
-        if table.ndim != 1 or table.numel() == 0:
-            raise ValueError(f"betas must be a non-empty 1-D sequence, and it has shape {tuple(table.shape)}.")
-        wrong = torch.nonzero(~((table > 0) & (table < 1)))
-        if len(wrong):
-            k = int(wrong[0])
-            raise ValueError(f"Every beta must lie in (0, 1), and betas[{k}] is {float(table[k])}.")
-        self.betas = table
-        self.steps = len(table)
-        self._knots = {"cpu": torch.cat([table.new_zeros(1), torch.cumsum(-torch.log1p(-table), 0)])}
-
-    def __repr__(self) -> str:
-        return f"DDPM({self.steps} betas from {float(self.betas[0]):g} to {float(self.betas[-1]):g})"
-
-    def _table(self, t: Tensor) -> Tensor:
-        """B at t_0 .. t_K in float64, moved to the device of `t` once."""
-        device = str(t.device)
-        if device not in self._knots:
-            self._knots[device] = self._knots["cpu"].to(t.device)
-        return self._knots[device]
-
-    def _step(self, t: Tensor) -> Tensor:
-        return torch.clamp(torch.floor(t * self.steps), 0, self.steps - 1).long()
-
-    def beta(self, t: float | Tensor) -> Tensor:
-        """B', constant within a step."""
-        t = as_time(t)
-        B, k = self._table(t), self._step(t)
-        return (self.steps * (B[k + 1] - B[k])).to(t)
-
-    def integrated_beta(self, t: float | Tensor) -> Tensor:
-        """B, linear between B(t_k) = -sum over j <= k of log(1 - beta_j)."""
-        t = as_time(t)
-        B, k = self._table(t), self._step(t)
-        return (B[k] + (t * self.steps - k) * (B[k + 1] - B[k])).to(t)
-
-    def _time_of(self, B: Tensor) -> Tensor:
-        knots = self._table(B)
-        k = torch.clamp(torch.searchsorted(knots, B.double().contiguous(), right=True) - 1, 0, self.steps - 1)
-        return ((k + (B - knots[k]) / (knots[k + 1] - knots[k])) / self.steps).to(B)

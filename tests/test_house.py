@@ -21,7 +21,7 @@ LAYERS = [  # a file imports only from rows above its own
     {"_checks"},
     {"gaussian_path", "nets", "datasets"},
     {"paths", "models"},
-    {"exact", "losses", "dynamics"},
+    {"chain", "exact", "losses", "dynamics"},
     {"solvers.grids", "solvers.brownian"},
     {"solvers.ode", "solvers.sde", "solvers.ancestral"},
     {"solvers"},

@@ -1,0 +1,195 @@
+"""The DDPM chain as a path, and both directions of the bridge between betas and a continuous path.
+
+    x_k = sqrt(1 - beta_k) x_{k-1} + sqrt(beta_k) e_k        t_k = k/K        B(t_k) = -sum over j <= k of log(1 - beta_j)
+
+A variance-preserving SDE scales x by exp(-(B_k - B_{k-1})/2) from t_{k-1} to t_k, which is sqrt(1 - beta_k): the chain
+is that SDE observed on its grid, whatever B does in between. Conversely beta_k = 1 - exp(-(B_k - B_{k-1})).
+
+Denoising Diffusion Probabilistic Models, Ho et al., 2020, arXiv:2006.11239.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from scipy.interpolate import PchipInterpolator
+from torch import Tensor
+
+from sdegen import _checks
+from sdegen._shapes import as_time
+from sdegen.gaussian_path import GaussianPath
+from sdegen.paths import CosineVPSDE, VariancePreserving
+
+NEWTON_STEPS = 12
+"""Enough for a monotone cubic to the last digit; a fixed number, so that no device is ever waited for."""
+
+
+class DDPM(VariancePreserving):
+    """The discrete chain as a path: K betas, t_k = k/K, alpha(t_k)^2 = prod over j <= k of (1 - beta_j).
+
+    B(t_k) = -sum over j <= k of log(1 - beta_j), so that the chain is exactly this variance-preserving SDE observed on
+    its grid. Between the knots B is linear, or with `smooth` a monotone cubic with a continuous derivative (PCHIP). Only
+    t(u), the time a network is shown, depends on it: where it has kinks, high-order solvers lose their order.
+
+    betas:  K numbers in (0, 1), a tensor, array or list; a ValueError names the first one outside.
+    smooth: interpolate by a monotone C1 cubic instead of straight lines.
+
+    `DDPM.linear`, `DDPM.cosine` and `DDPM.from_path` give the usual chains; a network trained on the integers k is
+    adapted with `ScoreModel(..., time=path.index)`.
+    Ho et al., 2020, arXiv:2006.11239; Monotone Piecewise Cubic Interpolation, Fritsch and Carlson, 1980.
+    """
+
+    def __init__(self, betas: Tensor | np.ndarray | Sequence[float], *, smooth: bool = False):
+        table = torch.as_tensor(betas).detach().to("cpu", torch.float64)
+        if table.ndim != 1 or table.numel() == 0:
+            raise ValueError(f"betas must be a non-empty 1-D sequence, and it has shape {tuple(table.shape)}.")
+        wrong = torch.nonzero(~((table > 0) & (table < 1)))
+        if len(wrong):
+            k = int(wrong[0])
+            raise ValueError(f"Every beta must lie in (0, 1), and betas[{k}] is {float(table[k])}.")
+        if not isinstance(smooth, bool):
+            raise TypeError(f"smooth must be True or False, and it is {smooth!r}.")
+        self.betas = table
+        self.steps = len(table)
+        self.smooth = smooth
+        gains = -torch.log1p(-table)
+        knots = np.concatenate([[0.0], np.cumsum(gains.numpy(), dtype=np.longdouble)]).astype(np.float64)
+        self._tables = {"cpu": (torch.from_numpy(knots), _cubics(knots) if smooth else _lines(knots))}
+
+    @classmethod
+    def linear(
+        cls, steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02, *, smooth: bool = False
+    ) -> DDPM:
+        """Ho et al.'s schedule: betas evenly spaced between two numbers in (0, 1); ValueError outside."""
+        steps = _checks.whole("steps", steps)
+        for name, beta in (("beta_start", beta_start), ("beta_end", beta_end)):
+            _checks.real(name, beta, 0, 1, strict=True)
+        return cls(torch.linspace(beta_start, beta_end, steps, dtype=torch.float64), smooth=smooth)
+
+    @classmethod
+    def cosine(cls, steps: int = 1000, *, s: float = 0.008, max_beta: float = 0.999, smooth: bool = False) -> DDPM:
+        """Nichol and Dhariwal's schedule: `CosineVPSDE(s)` on its grid, the last beta cut to `max_beta`.
+
+        2021, arXiv:2102.09672. Without the cut the last beta would be 1.
+        """
+        return cls.from_path(CosineVPSDE(s), steps, max_beta=max_beta, smooth=smooth)
+
+    @classmethod
+    def from_path(cls, path: GaussianPath, steps: int, *, max_beta: float | None = None, smooth: bool = False) -> DDPM:
+        """The chain that *is* a variance-preserving `path` on the grid uniform in time, with no error at any K.
+
+        beta_k = 1 - exp(-(B(t_k) - B(t_{k-1}))), B = -log alpha^2. `max_beta` cuts every beta, which a path that ends
+        in pure noise (alpha = 0) needs: the chain is then the path at every k but the last.
+        Raises ValueError unless alpha^2 + sigma^2 = 1.
+        """
+        steps = _checks.whole("steps", steps)
+        if max_beta is not None:
+            _checks.real("max_beta", max_beta, 0, 1, strict=True)
+        t = path.t_data + (path.t_noise - path.t_data) * torch.arange(steps + 1, dtype=torch.float64) / steps
+        alpha, sigma = path.alpha(t), path.sigma(t)
+        gap = float((alpha**2 + sigma**2 - 1).abs().max())
+        if not gap < 1e-9:
+            raise ValueError(f"Only a path with alpha^2 + sigma^2 = 1 is a DDPM, and {path!r} is off by {gap:.3g}.")
+        B = torch.log1p((sigma / alpha) ** 2)
+        betas = -torch.expm1(-torch.diff(B))
+        if max_beta is not None:
+            betas = torch.clamp(betas, max=max_beta)
+        elif betas[-1] == 1:
+            raise ValueError(
+                f"{path!r} ends in pure noise, where the last beta would be 1; give max_beta, such as 0.999."
+            )
+        return cls(betas, smooth=smooth)
+
+    def __repr__(self) -> str:
+        kind = ", smooth" if self.smooth else ""
+        return f"DDPM({self.steps} betas from {float(self.betas[0]):g} to {float(self.betas[-1]):g}{kind})"
+
+    def index(self, t: float | Tensor) -> Tensor:
+        """k - 1, what a network trained on the integers 0 ... K-1 is shown at time t = k/K; between steps a fraction.
+
+        Below the first trained step, t < 1/K, it is held at 0: the network answers for its lowest noise level. For a
+        network with an embedding table take `lambda t: path.index(t).round().long()`; for one on another
+        variance-preserving path, `lambda t: chain.index(chain.time(path.clock(t)))`, which matches the log-SNR.
+        """
+        return torch.clamp(self._position(as_time(t)) - 1, min=0)
+
+    def respaced(self, steps: int, spacing: str = "leading") -> Tensor:
+        """A shorter chain: steps + 1 clocks u from noise to data, for `grid=` of `Ancestral` and `DDIM`.
+
+        With gap = K // steps, "leading" visits k = 1 + gap (steps - 1), ..., 1 + gap, 1 and starts below the noise end,
+        so the solve needs `u=(float(grid[0]), 0.0)`; "trailing" visits k = K, K - K/steps, ..., rounded; both end at 0.
+        Common Diffusion Noise Schedules and Sample Steps are Flawed, Lin et al., 2024, arXiv:2305.08891, table 2.
+        Raises ValueError for more steps than the chain has.
+        """
+        steps = _checks.whole("steps", steps)
+        _checks.choice("spacing", spacing, ("leading", "trailing"))
+        if steps > self.steps:
+            raise ValueError(f"A chain of {self.steps} steps cannot be respaced to {steps}.")
+        if spacing == "leading":
+            k = 1 + (self.steps // steps) * torch.arange(steps - 1, -1, -1, dtype=torch.float64)
+        else:
+            k = torch.round(self.steps * (torch.arange(steps, 0, -1, dtype=torch.float64) / steps))
+        return self.clock(torch.cat([k, k.new_zeros(1)]) / self.steps)
+
+    def _table(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """B at the knots (K+1,) and the coefficients (3, K) within steps, in float64, on the device of `t`."""
+        device = str(t.device)
+        if device not in self._tables:
+            self._tables[device] = tuple(table.to(t.device) for table in self._tables["cpu"])
+        return self._tables[device]
+
+    def _position(self, t: Tensor) -> Tensor:
+        """t K, exactly k where t is k/K up to rounding."""
+        position = t * self.steps
+        whole = torch.round(position)
+        near = (position - whole).abs() <= 2 * torch.finfo(position.dtype).eps * whole
+        return torch.where(near, whole, position)
+
+    def _within(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """The step (its number counted from 0) and the fraction of it; a knot belongs to the step it begins."""
+        position = self._position(t)
+        k = torch.clamp(torch.floor(position), 0, self.steps - 1)
+        return k.long(), (position - k).double()
+
+    def beta(self, t: float | Tensor) -> Tensor:
+        """B', at a knot the slope of the step towards the noise."""
+        t = as_time(t)
+        (_, (c1, c2, c3)), (k, q) = self._table(t), self._within(t)
+        return (self.steps * (c1[k] + q * (2 * c2[k] + q * 3 * c3[k]))).to(t)
+
+    def integrated_beta(self, t: float | Tensor) -> Tensor:
+        """B, exact at the knots."""
+        t = as_time(t)
+        (B, (c1, c2, c3)), (k, q) = self._table(t), self._within(t)
+        return (B[k] + q * (c1[k] + q * (c2[k] + q * c3[k]))).to(t)
+
+    def _time_of(self, B: Tensor) -> Tensor:
+        """Newton's method within the step, kept inside a shrinking bracket; exact at once where B is linear."""
+        knots, (c1, c2, c3) = self._table(B)
+        goal = B.double().contiguous()
+        k = torch.clamp(torch.searchsorted(knots, goal, right=True) - 1, 0, self.steps - 1)
+        goal, c1, c2, c3 = goal - knots[k], c1[k], c2[k], c3[k]
+        q = goal / (knots[k + 1] - knots[k])
+        if self.smooth:
+            low, high = torch.zeros_like(q), torch.ones_like(q)
+            for _ in range(NEWTON_STEPS):
+                excess = q * (c1 + q * (c2 + q * c3)) - goal
+                low, high = torch.where(excess > 0, low, q), torch.where(excess > 0, q, high)
+                newton = q - excess / (c1 + q * (2 * c2 + q * 3 * c3))
+                q = torch.where((newton >= low) & (newton <= high), newton, 0.5 * (low + high))
+        return ((k + q) / self.steps).to(B)
+
+
+def _lines(knots: np.ndarray) -> Tensor:
+    """Coefficients (3, K) of q, q^2, q^3 in B - B_k for the fraction q of step k: straight lines."""
+    rise = torch.from_numpy(np.diff(knots))
+    return torch.stack([rise, torch.zeros_like(rise), torch.zeros_like(rise)])
+
+
+def _cubics(knots: np.ndarray) -> Tensor:
+    """The same for the monotone cubic through the knots; one step has no curvature to find."""
+    if len(knots) == 2:
+        return _lines(knots)
+    return torch.from_numpy(PchipInterpolator(np.arange(len(knots)), knots).c[2::-1].copy())

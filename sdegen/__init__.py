@@ -2,24 +2,43 @@
 
 from sdegen._checks import NonFiniteError
 from sdegen._version import __version__
+from sdegen.bounds import IWAE, VLB, iwae, vlb
 from sdegen.chain import DDPM
+from sdegen.continuous_bound import continuous_vlb
+from sdegen.ddpm import hybrid_loss, optimal_variance
+from sdegen.decoders import Discretized
 from sdegen.dynamics import Hutchinson
+from sdegen.entropy_form import EntropyForm, entropy_form
 from sdegen.exact import Gaussian, GaussianMixture
 from sdegen.gaussian_path import GaussianPath
 from sdegen.likelihood import log_prob
-from sdegen.losses import LikelihoodTimes, LikelihoodWeighting, LowDiscrepancyTimes, MinSNR, UniformTimes, loss
+from sdegen.losses import (
+    ChainTimes,
+    LikelihoodTimes,
+    LikelihoodWeighting,
+    LowDiscrepancyTimes,
+    MinSNR,
+    UniformTimes,
+    loss,
+)
 from sdegen.models import Model, ScoreModel
 from sdegen.paths import VESDE, VPSDE, CondOT, CosineVPSDE, SubVPSDE
 from sdegen.sampling import Solution, decode, encode, sample, solve
-from sdegen.solvers import Ancestral, ODESolver, PowerGrid, SDESolver
+from sdegen.solvers import DDIM, Ancestral, ODESolver, PowerGrid, SDESolver
 
 __all__ = [
+    "DDIM",
     "DDPM",
+    "IWAE",
     "VESDE",
+    "VLB",
     "VPSDE",
     "Ancestral",
+    "ChainTimes",
     "CondOT",
     "CosineVPSDE",
+    "Discretized",
+    "EntropyForm",
     "Gaussian",
     "GaussianMixture",
     "GaussianPath",
@@ -38,10 +57,16 @@ __all__ = [
     "SubVPSDE",
     "UniformTimes",
     "__version__",
+    "continuous_vlb",
     "decode",
     "encode",
+    "entropy_form",
+    "hybrid_loss",
+    "iwae",
     "log_prob",
     "loss",
+    "optimal_variance",
     "sample",
     "solve",
+    "vlb",
 ]

@@ -1,6 +1,6 @@
 """The DDPM chain as a path, and both directions of the bridge between betas and a continuous path.
 
-    x_k = sqrt(1 - beta_k) x_{k-1} + sqrt(beta_k) e_k        t_k = k/K        B(t_k) = -sum over j <= k of log(1 - beta_j)
+    x_k = sqrt(1 - beta_k) x_{k-1} + sqrt(beta_k) e_k       t_k = k/K       B(t_k) = -sum over j <= k of log(1 - beta_j)
 
 A variance-preserving SDE scales x by exp(-(B_k - B_{k-1})/2) from t_{k-1} to t_k, which is sqrt(1 - beta_k): the chain
 is that SDE observed on its grid, whatever B does in between. Conversely beta_k = 1 - exp(-(B_k - B_{k-1})).
@@ -30,7 +30,7 @@ class DDPM(VariancePreserving):
     """The discrete chain as a path: K betas, t_k = k/K, alpha(t_k)^2 = prod over j <= k of (1 - beta_j).
 
     B(t_k) = -sum over j <= k of log(1 - beta_j), so that the chain is exactly this variance-preserving SDE observed on
-    its grid. Between the knots B is linear, or with `smooth` a monotone cubic with a continuous derivative (PCHIP). Only
+    its grid. Between the knots B is linear, or with `smooth` a monotone cubic with a continuous slope (PCHIP). Only
     t(u), the time a network is shown, depends on it: where it has kinks, high-order solvers lose their order.
 
     betas:  K numbers in (0, 1), a tensor, array or list; a ValueError names the first one outside.

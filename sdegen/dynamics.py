@@ -17,7 +17,7 @@ FFJORD, Grathwohl et al., 2019, arXiv:1810.01367.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -63,18 +63,23 @@ class Problem:
     probes: Tensor | None = None
     chunk: int = 1
 
-    @contextmanager
-    def bar(self, total: int | None) -> Iterator[Callable[[], object]]:
+    def bar(self, total: int | None) -> AbstractContextManager[Callable[[], object]]:
         """A function to call after every step; it moves a progress bar if one was asked for."""
-        if not self.progress:
-            yield lambda: None
-            return
-        try:
-            from tqdm.auto import tqdm
-        except ImportError as error:
-            raise ImportError("progress=True needs tqdm; install it with `pip install tqdm`.") from error
-        with tqdm(total=total, unit="step") as bar:
-            yield bar.update
+        return bar(total, self.progress)
+
+
+@contextmanager
+def bar(total: int | None, progress: bool) -> Iterator[Callable[[], object]]:
+    """A function to call after every one of `total` steps, which moves a bar where `progress` is wanted."""
+    if not progress:
+        yield lambda: None
+        return
+    try:
+        from tqdm.auto import tqdm
+    except ImportError as error:
+        raise ImportError("progress=True needs tqdm; install it with `pip install tqdm`.") from error
+    with tqdm(total=total, unit="step") as shown:
+        yield shown.update
 
 
 @dataclass

@@ -140,6 +140,21 @@ class Gaussian(GaussianMixture):
             covariance = _as_tensor("covariance", covariance)[None]
         super().__init__(mean[None], std, covariances=covariance)
 
+    @property
+    def mean(self) -> Tensor:
+        """The mean of a flattened event, (d,), float64."""
+        return self._means[0]
+
+    @property
+    def spectrum(self) -> Tensor:
+        """The d eigenvalues of the covariance, float64."""
+        return self._variances[0].expand(self._means.shape[1])
+
+    @property
+    def entropy(self) -> float:
+        """Differential entropy in nats: the least cross-entropy that any model can reach on this data."""
+        return float(0.5 * (torch.log(self.spectrum) + math.log(2 * math.pi * math.e)).sum())
+
 
 class ExactModel(Model):
     """The model of a `GaussianMixture` on a path, finite at both ends of every path."""

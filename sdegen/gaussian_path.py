@@ -199,6 +199,20 @@ class GaussianPath(ABC):
         """+1 if the path's own time runs away from the data, -1 if it runs towards it."""
         return math.copysign(1.0, self.t_noise - self.t_data)
 
+    def checked_times(self, t: Tensor) -> Tensor:
+        """`t`, after a ValueError if any of it lies off the path by more than rounding.
+
+        An accelerator is not waited for: there a time off the path becomes NaN, and so does all that follows from it.
+        """
+        low, high = sorted((self.t_data, self.t_noise))
+        slack = 1e-6 * (high - low)
+        inside = (t >= low - slack) & (t <= high + slack)
+        if t.device.type != "cpu":
+            return torch.where(inside, t, math.nan)
+        if not bool(inside.all()):
+            raise ValueError(f"t must lie in [{low}, {high}] on {self!r}, and it spans [{t.min():g}, {t.max():g}].")
+        return t
+
     def _ordered(self, s: float | Tensor, t: float | Tensor) -> tuple[Tensor, Tensor]:
         s, t = as_time(s), as_time(t)
         low, high = sorted((self.t_data, self.t_noise))

@@ -92,6 +92,30 @@ class LowDiscrepancyTimes:
 
 
 @dataclass(frozen=True)
+class ChainTimes:
+    """The times k/K of a chain, k uniform on 1 ... K: with them `loss` on an eps network is Ho et al.'s Algorithm 1.
+
+    steps: K; may be left out on a `DDPM` path. Ho et al., 2020, arXiv:2006.11239.
+    """
+
+    steps: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.steps is not None:
+            _checks.whole("steps", self.steps)
+
+    def __call__(
+        self, path: GaussianPath, n: int, generator: Generators, dtype: torch.dtype, device: torch.device
+    ) -> tuple[Tensor, Tensor]:
+        """n times and their importance weights, both (n,)."""
+        steps = self.steps or path.steps
+        if steps is None:
+            raise ValueError(f"ChainTimes needs steps on {path!r}, which has no chain of its own.")
+        k = torch.ceil(steps * uniform(n, generator, dtype, device))
+        return path.t_data + (path.t_noise - path.t_data) * (k / steps), torch.ones_like(k)
+
+
+@dataclass(frozen=True)
 class LikelihoodTimes:
     """Times whose log-SNR is uniform between the clocks u_min and u_max: importance sampling for `LikelihoodWeighting`.
 
@@ -166,7 +190,8 @@ def loss(
     else:
         if times is not None:
             raise ValueError(f"Give either t or times, and t = {t!r} came with times = {times!r}.")
-        t, importance = _given_times(t, x, path), None
+        t = path.checked_times(batch_of_times(t, x.to(torch.promote_types(x.dtype, torch.float32))))
+        importance = None
     eps = normal(x.shape, generator, x.dtype, x.device) if noise is None else _given_noise(noise, x)
     alpha, sigma = path.alpha(t), path.sigma(t)
     row = [as_time(n).to(t).expand_as(t) for n in PREDICTIONS[model.predicts](path, t, alpha, sigma)]
@@ -201,16 +226,6 @@ def _spread(n: int, generator: Generators, dtype: torch.dtype, device: torch.dev
     first = generator[:1] if isinstance(generator, (list, tuple)) else generator
     shift = uniform(1, first, dtype, device)
     return 1 - torch.remainder(torch.arange(n, dtype=shift.dtype, device=device) / max(n, 1) + shift, 1)
-
-
-def _given_times(t: float | Tensor, x: Tensor, path: GaussianPath) -> Tensor:
-    t = batch_of_times(t, x.to(torch.promote_types(x.dtype, torch.float32)))
-    low, high = sorted((path.t_data, path.t_noise))
-    if t.numel() and not bool(((t >= low) & (t <= high)).all()):
-        raise ValueError(
-            f"t must lie in [{low}, {high}] on {path!r}, and it spans [{float(t.min())}, {float(t.max())}]."
-        )
-    return t
 
 
 def _given_noise(noise: Tensor, x: Tensor) -> Tensor:

@@ -51,11 +51,24 @@ class Query(NamedTuple):
     dtype: torch.dtype  # of the network's input
 
 
+class Table(NamedTuple):
+    """Prepared questions at n clocks: `t` and every number are (n,), on the device of the states."""
+
+    t: Tensor
+    numbers: tuple[Tensor, ...]
+    dtype: torch.dtype
+
+    def rows(self, k: Tensor, y: Tensor) -> Query:
+        """One question for every sample of `y`: that of clock k (B,)."""
+        return Query(self.t[k], tuple(like(n[k], y) for n in self.numbers), self.dtype)
+
+
 class Model(nn.Module, ABC):
     """What the solvers ask of a model: `path`, `query` and `estimate`; everything else follows from them."""
 
     path: GaussianPath
     predicts: str | None = None
+    learns_variance: bool = False
 
     @abstractmethod
     def query(self, u: Tensor, t: Tensor, c: Tensor, d: Tensor, e: Tensor) -> tuple[Tensor, ...]:
@@ -72,9 +85,7 @@ class Model(nn.Module, ABC):
         """The dtype in which the network takes its input: that of the state, unless its parameters have another."""
         return default
 
-    def plan(
-        self, y: Tensor, u: Tensor, t: Tensor | None, c: Tensor, d: Tensor, e: float | Tensor = 0.0
-    ) -> list[Query]:
+    def table(self, y: Tensor, u: Tensor, t: Tensor | None, c: Tensor, d: Tensor, e: float | Tensor = 0.0) -> Table:
         """Queries for states like `y` at n clocks: u, c, d (n,) in float64 on the CPU, t too where it is known.
 
         All numbers are computed at once and moved once. Raises ValueError, before any network call, if one is infinite.
@@ -89,11 +100,17 @@ class Model(nn.Module, ABC):
                 f"The solver queries the model at u = {float(u[wrong[0]]):g}, where {self.path!r} {why}; give "
                 "u=(from, to) that keeps away from there, or train a network for 'v', which is singular nowhere."
             )
-        dtype = self.working_dtype(y.dtype)
         times, *numbers = table.to(y.device, y.dtype)
-        times = times[:, None].expand(len(u), len(y)).unbind(0)
-        rows = zip(*(n.unbind(0) for n in numbers), strict=True)
-        return [Query(time, row, dtype) for time, row in zip(times, rows, strict=True)]
+        return Table(times, tuple(numbers), self.working_dtype(y.dtype))
+
+    def plan(
+        self, y: Tensor, u: Tensor, t: Tensor | None, c: Tensor, d: Tensor, e: float | Tensor = 0.0
+    ) -> list[Query]:
+        """The rows of `table` one by one, each for the whole batch."""
+        table = self.table(y, u, t, c, d, e)
+        times = table.t[:, None].expand(len(u), len(y)).unbind(0)
+        rows = zip(*(n.unbind(0) for n in table.numbers), strict=True)
+        return [Query(time, row, table.dtype) for time, row in zip(times, rows, strict=True)]
 
     def eps(self, x_t: Tensor, t: float | Tensor, cond: Cond = None) -> Tensor:
         """E[eps | x_t]: the noise, shaped like `x_t` (B, *event); t is a scalar or (B,)."""
@@ -120,7 +137,7 @@ class Model(nn.Module, ABC):
         if name == self.predicts:
             return self(x_t, t, cond)
         x = x_t.to(torch.promote_types(x_t.dtype, torch.float32))
-        t = batch_of_times(t, x)
+        t = self.path.checked_times(batch_of_times(t, x))
         alpha, sigma = self.path.alpha(t), self.path.sigma(t)
         if self.predicts is None:  # an exact score exists at clean data too, as the limit
             sigma = torch.clamp(sigma, min=1e-30)
@@ -138,8 +155,10 @@ class ScoreModel(Model):
     path:     the Gaussian path it was, or will be, trained on.
     predicts: "eps" | "score" | "data" | "velocity" | "v", what the network returns.
     time:     a callable from the path's time t (B,) to what the network sees instead: for a network trained on the
-              integers k of a K-step chain, counted from 0, `time=lambda t: (t * K).round() - 1` on the chain's grid
-              and `lambda t: t * K - 1` between. It receives t in at least float32 and returns what is passed on.
+              integers of a `DDPM` chain, `time=path.index`. It receives t in at least float32; its answer is passed on.
+    learns_variance: the network returns twice the channels, (B, 2C, ...): its prediction, then for every value a number
+              in [-1, 1] that places the log-variance of a chain's step between its least and its largest, as
+              `Ancestral(variance="learned")` samples, `vlb` scores and `hybrid_loss` trains it.
 
     `model(x_t, t)` is the network's own output; `.eps .score .data .velocity .v` are conversions of it, each one
     network call. Raises TypeError or ValueError if the path, the name or the network's output is not as described.
@@ -152,6 +171,7 @@ class ScoreModel(Model):
         predicts: str = "eps",
         *,
         time: Callable[[Tensor], Tensor] | None = None,
+        learns_variance: bool = False,
     ):
         super().__init__()
         if not callable(net):
@@ -164,6 +184,9 @@ class ScoreModel(Model):
         self.net = net
         self.path = path
         self.time = time
+        if not isinstance(learns_variance, bool):
+            raise TypeError(f"learns_variance must be True or False, and it is {learns_variance!r}.")
+        self.learns_variance = learns_variance
 
     def extra_repr(self) -> str:
         """The path and the prediction, for printing."""
@@ -171,27 +194,32 @@ class ScoreModel(Model):
 
     def forward(self, x_t: Tensor, t: float | Tensor, cond: Cond = None) -> Tensor:
         """The network's own output at `x_t` (B, *event) and times `t`, a scalar or (B,), in the dtype of `x_t`."""
-        t = batch_of_times(t, x_t.to(torch.promote_types(x_t.dtype, torch.float32)))
-        return self._call_network(x_t.clone(), t, self.working_dtype(x_t.dtype), _checks.conditions(cond))
+        t = self.path.checked_times(batch_of_times(t, x_t.to(torch.promote_types(x_t.dtype, torch.float32))))
+        return self._call_network(x_t.clone(), t, self.working_dtype(x_t.dtype), _checks.conditions(cond))[0]
 
     def working_dtype(self, default: torch.dtype) -> torch.dtype:
         """The dtype of the network's parameters, or `default` where there are none."""
         parameters = self.net.parameters() if isinstance(self.net, nn.Module) else ()
         return next((p.dtype for p in parameters if p.is_floating_point()), default)
 
-    def _call_network(self, x_t: Tensor, t: Tensor, dtype: torch.dtype, cond: Mapping[str, object]) -> Tensor:
-        """One network call, in `dtype`; this runs at every step, so it is kept short. The network may write into t."""
-        x = x_t if x_t.dtype is dtype else x_t.to(dtype)
+    def _call_network(
+        self, x_t: Tensor, t: Tensor, dtype: torch.dtype, cond: Mapping[str, object]
+    ) -> tuple[Tensor, Tensor | None]:
+        """(prediction, variance or None), one network call in `dtype`; this runs at every step, so it is kept short."""
+        x = x_t if x_t.dtype is dtype else x_t.to(dtype)  # below, a clone of t: the network may write into it
         seen = self.time(t.clone()) if self.time is not None else t.clone() if t.dtype is dtype else t.to(dtype)
         out = self.net(x, seen, **cond)
-        if not isinstance(out, Tensor) or out.shape != x_t.shape:
+        wanted = (len(x_t), 2 * x_t.shape[1], *x_t.shape[2:]) if self.learns_variance else x_t.shape
+        if not isinstance(out, Tensor) or out.shape != wanted:
             got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
-            raise ValueError(f"The network must return a tensor of shape {tuple(x_t.shape)}, like x_t, and gave {got}.")
-        if out.dtype is x_t.dtype:
-            return out
-        if not out.is_floating_point():
-            raise TypeError(f"The network must return real floating numbers, and its output has dtype {out.dtype}.")
-        return out.to(x_t.dtype)
+            raise ValueError(
+                f"The network must return a tensor of shape {tuple(wanted)} for such an x_t, and gave {got}."
+            )
+        if out.dtype is not x_t.dtype:
+            if not out.is_floating_point():
+                raise TypeError(f"The network must return real floating numbers, and its output has dtype {out.dtype}.")
+            out = out.to(x_t.dtype)
+        return out.chunk(2, 1) if self.learns_variance else (out, None)
 
     def query(self, u: Tensor, t: Tensor, c: Tensor, d: Tensor, e: Tensor) -> tuple[Tensor, ...]:
         """The scale r and the two factors of (*)."""
@@ -203,4 +231,10 @@ class ScoreModel(Model):
     def estimate(self, y: Tensor, query: Query, cond: Mapping[str, object]) -> Tensor:
         """(*) with one network call."""
         r, from_y, from_p = query.numbers
-        return torch.addcmul(from_y * y, from_p, self._call_network(r * y, query.t, query.dtype, cond))
+        return torch.addcmul(from_y * y, from_p, self._call_network(r * y, query.t, query.dtype, cond)[0])
+
+    def estimate_with_variance(self, y: Tensor, query: Query, cond: Mapping[str, object]) -> tuple[Tensor, Tensor]:
+        """The same and, from the same call of a network that `learns_variance`, its place in [0, 1], shaped like y."""
+        r, from_y, from_p = query.numbers
+        prediction, place = self._call_network(r * y, query.t, query.dtype, cond)
+        return torch.addcmul(from_y * y, from_p, prediction), 0.5 * (place + 1)

@@ -12,9 +12,9 @@ from sdegen import _checks
 from sdegen._shapes import Generators
 from sdegen.dynamics import Path, Problem, evaluating
 from sdegen.models import Cond, Model
-from sdegen.solvers import Ancestral, ODESolver, SDESolver
+from sdegen.solvers import DDIM, Ancestral, ODESolver, SDESolver
 
-Solver = SDESolver | ODESolver | Ancestral
+Solver = SDESolver | ODESolver | Ancestral | DDIM
 
 LIKELIHOOD_SOLVER = ODESolver("dopri8", rtol=1e-6)
 
@@ -58,7 +58,7 @@ def sample(
     """Draw samples of `shape` (B, *event) by solving from noise to data.
 
     model:     a `ScoreModel`, or the `.model(path)` of an exact target.
-    solver:    an `SDESolver`, an `ODESolver` or `Ancestral`.
+    solver:    an `SDESolver`, `ODESolver`, `Ancestral` or `DDIM`.
     generator: a torch.Generator, or one per sample: a sample then does not depend on its batch-mates (an adaptive
                ODESolver's shared steps still move it by an error of its own size; an adaptive SDESolver refuses).
     cond:      keyword arguments for the network.
@@ -215,8 +215,8 @@ def _ode(solver: ODESolver | None) -> ODESolver:
 
 
 def _check_solver(solver: object) -> None:
-    if not isinstance(solver, (SDESolver, ODESolver, Ancestral)):
-        raise TypeError(f"solver must be an SDESolver, an ODESolver or Ancestral, and it is {solver!r}.")
+    if not isinstance(solver, Solver):
+        raise TypeError(f"solver must be an SDESolver, ODESolver, Ancestral or DDIM, and it is {solver!r}.")
 
 
 def _check_model(model: object) -> None:

@@ -21,12 +21,14 @@ LAYERS = [  # a file imports only from rows above its own
     {"_checks"},
     {"gaussian_path", "nets", "datasets"},
     {"paths", "models"},
-    {"chain", "exact", "losses", "dynamics"},
+    {"chain", "exact", "losses", "dynamics", "decoders"},
     {"solvers.grids", "solvers.brownian"},
     {"solvers.ode", "solvers.sde", "solvers.ancestral"},
     {"solvers"},
     {"sampling"},
-    {"likelihood"},
+    {"likelihood", "ddpm"},
+    {"bounds", "entropy_form"},
+    {"continuous_bound"},
     {"sdegen"},
 ]
 LEAVES = {"nets", "datasets"}

@@ -1,20 +1,31 @@
-"""Ancestral sampling: the DDPM chain on any path, one bridge step at a time.
+"""The DDPM chain on any path, one bridge step at a time: ancestral sampling, and DDIM beside it.
 
-    x_s = c_t x_t + c_x x_hat + std z      (c_t, c_x) of the bridge x_s | x_t, x;  no noise in the last step
+    x_s = c_t x_t + c_x x_hat + std z      (c_t, c_x) of the bridge x_s | x_t, x;  Ancestral: no noise in the last step
 
 In straight coordinates, with q = u_s (1-u_t) / (u_t (1-u_s)), so that 1 - q = (u_t - u_s) / (u_t (1-u_s)),
 
-    y_s = q (u_s/u_t) y_t + (1-u_s)(1-q^2) x_hat + std z
-    std = u_s sqrt(1-q^2)                     variance="posterior" (beta-tilde): the exact bridge
-    std = u_t (r_t/r_s) sqrt(1-q^2)           variance="beta": the forward kernel's own variance, sigma_{t|s}^2
+    Ancestral   y_s = q (u_s/u_t) y_t + (1-u_s)(1-q^2) x_hat + std z
+    DDIM        y_s = (1-u_s) x_hat + u_s sqrt(1 - eta^2 (1-q^2)) eps_hat + eta u_s sqrt(1-q^2) z
 
-"posterior" is the exact solution of the reverse SDE with x_hat frozen over the step.
-Denoising Diffusion Probabilistic Models, Ho et al., 2020, arXiv:2006.11239.
+    std = u_s sqrt(1-q^2)                     variance="posterior" (beta-tilde): the bridge's own
+    std = u_t (r_t/r_s) sqrt(1-q^2)           variance="beta": the forward kernel's, sigma_{t|s}^2
+    std^2 = the bridge's + c_x^2 E|x - x_hat|^2 / d          variance="optimal": the true one, averaged
+    log std^2 between those of "posterior" and "beta"        variance="learned": where, the network says
+
+"posterior" is the exact solution of the reverse SDE with x_hat frozen over the step, and DDIM at eta = 1; DDIM at
+eta = 0 is the Euler step of the ODE dy/du = eps_hat - x_hat.
+
+Denoising Diffusion Probabilistic Models, Ho et al., 2020, arXiv:2006.11239; Denoising Diffusion Implicit Models,
+Song et al., 2021, arXiv:2010.02502; Improved Denoising Diffusion Probabilistic Models, Nichol and Dhariwal, 2021,
+arXiv:2102.09672 ("learned"); Analytic-DPM, Bao et al., 2022, arXiv:2201.06503 ("optimal").
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,28 +33,54 @@ from torch import Tensor
 from sdegen import _checks
 from sdegen.dynamics import CHECK_EVERY, Path, Problem
 from sdegen.gaussian_path import GaussianPath
+from sdegen.models import Model
 from sdegen.solvers.brownian import noise_of_step
 from sdegen.solvers.grids import Grid, PowerGrid, check_grid, knots
 
-VARIANCES = ("beta", "posterior")
+VARIANCES = ("beta", "posterior", "optimal", "learned")
+
+Step = Callable[[int, Tensor], tuple[Tensor, Tensor | None]]
+"""(k, y_t) to the mean of y_s and its deviation, or None for no noise."""
+
+
+class Chain(NamedTuple):
+    """The steps from u_t down to u_s laid on a path: K + 1 knots and, in y, K coefficients, float64 on the CPU.
+
+    keep, add: the bridge's mean is keep y_t + add x. bridge, kernel: its variance, and that of the forward kernel.
+    scale:     r_s, so that a variance of x_s is scale^2 times that of y_s.
+    """
+
+    u: Tensor
+    t: Tensor
+    keep: Tensor
+    add: Tensor
+    bridge: Tensor
+    kernel: Tensor
+    scale: Tensor
+
+    @classmethod
+    def on(cls, path: GaussianPath, u: Tensor, t: Tensor) -> Chain:
+        """The chain on the knots (u, t) of `path`."""
+        u_t, u_s, r = u[:-1], u[1:], path.scale(u)
+        q = u_s * (1 - u_t) / (u_t * (1 - u_s))
+        fresh = (u_t - u_s) / (u_t * (1 - u_s)) * (1 + q)  # 1 - q^2
+        kernel = (u_t * r[:-1] / r[1:]) ** 2 * fresh
+        return cls(u, t, q * u_s / u_t, (1 - u_s) * fresh, u_s**2 * fresh, kernel, r[1:])
+
+    @property
+    def clipped(self) -> Tensor:
+        """`bridge`, but where the last step ends at clean data and has none, the x-variance of the step before it."""
+        if self.bridge[-1] > 0 or len(self.bridge) == 1:
+            return self.bridge
+        return torch.cat([self.bridge[:-1], self.bridge[-2:-1] * (self.scale[-2] / self.scale[-1]) ** 2])
 
 
 @dataclass(frozen=True)
-class Ancestral:
-    """The DDPM chain (Algorithm 2 of Ho et al.) on any path, one network call a step.
-
-    steps:    number of steps; may be left out on a `DDPM` path (all of them) or with a tensor `grid`.
-    variance: "beta" or "posterior", or a tensor (steps,) of variances of x_s, in the order of the betas: [0] is the
-              step that ends at the data, which adds no noise.
-    grid:     a PowerGrid or a float64 tensor of steps + 1 values of u; by default a `DDPM` path's own grid when all its
-              steps are taken, and PowerGrid(2) otherwise.
-
-    Raises TypeError or ValueError for options that are wrong or do not fit together.
-    """
+class _ChainSolver(ABC):
+    """What Ancestral and DDIM share: the grid, and the loop."""
 
     steps: int | None = None
     _: KW_ONLY
-    variance: str | Tensor = "beta"
     grid: Grid | None = None
 
     def __post_init__(self) -> None:
@@ -51,6 +88,64 @@ class Ancestral:
             _checks.whole("steps", self.steps)
         if self.grid is not None:
             check_grid(self.grid, self.steps)
+
+    @abstractmethod
+    def _stepper(self, problem: Problem, chain: Chain) -> Step:
+        """Prepare every step before the first network call."""
+
+    def run(self, problem: Problem) -> Path:
+        """Integrate `problem`: used by `sdegen.solve`."""
+        if problem.u_to > problem.u_from:
+            raise ValueError(
+                f"{type(self).__name__} runs from noise to data; use an ODESolver or SDESolver towards noise."
+            )
+        chain = self.chain(problem.model.path, problem.u_from, problem.u_to)
+        step, u, steps = self._stepper(problem, chain), chain.u.tolist(), len(chain.keep)
+        noise = noise_of_step(problem, steps)
+        y = problem.y
+        states = [y]
+        with problem.bar(steps) as bar:
+            for k in range(steps):
+                y, std = step(k, y)
+                if std is not None:
+                    y = torch.addcmul(y, std, noise(k))
+                if (k + 1) % CHECK_EVERY == 0 or k == steps - 1:
+                    _checks.finite_state(y, u[k + 1])
+                if problem.trajectory:
+                    states.append(y)
+                bar()
+        return Path(y, u, states if problem.trajectory else [], chain.t.tolist(), calls=steps, accepted=steps)
+
+    def chain(self, path: GaussianPath, u_from: float, u_to: float) -> Chain:
+        """The steps this solver takes on `path` from u_from down to u_to."""
+        steps = len(self.grid) - 1 if isinstance(self.grid, Tensor) else self.steps or path.steps
+        if steps is None:
+            raise ValueError(
+                f"{type(self).__name__} needs steps, the number of steps, on {path!r}, which has no chain of its own."
+            )
+        grid = self.grid if self.grid is not None else PowerGrid(1, "t") if steps == path.steps else PowerGrid(2)
+        return Chain.on(path, *knots(grid, path, u_from, u_to, steps))
+
+
+@dataclass(frozen=True)
+class Ancestral(_ChainSolver):
+    """The DDPM chain (Algorithm 2 of Ho et al.) on any path, one network call a step.
+
+    steps:    number of steps; may be left out on a `DDPM` path (all of them) or with a tensor `grid`.
+    variance: "beta" or "posterior"; "optimal", estimated at every step from the batch at hand, whose samples then
+              depend on each other; "learned", by a network that `learns_variance`; or a tensor (steps,) of variances
+              of x_s, such as `optimal_variance` gives, in the order of the betas: [0] is the step that ends at the
+              data, which adds no noise.
+    grid:     a PowerGrid or a float64 tensor of steps + 1 values of u; by default a `DDPM` path's own grid when all its
+              steps are taken, and PowerGrid(2) otherwise.
+
+    Raises TypeError or ValueError for options that are wrong or do not fit together.
+    """
+
+    variance: str | Tensor = "beta"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if not isinstance(self.variance, Tensor):
             _checks.choice("variance", self.variance, VARIANCES)
         elif not (self.variance.is_floating_point() and self.variance.ndim == 1 and bool((self.variance >= 0).all())):
@@ -58,49 +153,97 @@ class Ancestral:
                 f"A tensor variance must be real, 1-D and non-negative, and it is {self.variance.tolist()}."
             )
 
-    def run(self, problem: Problem) -> Path:
-        """Integrate `problem`: used by `sdegen.solve`."""
-        if problem.u_to > problem.u_from:
-            raise ValueError("Ancestral sampling runs from noise to data; use an ODESolver or SDESolver towards noise.")
-        path = problem.model.path
-        steps = self._steps(path)
-        grid = self.grid if self.grid is not None else PowerGrid(1, "t") if steps == path.steps else PowerGrid(2)
-        u, t = knots(grid, path, problem.u_from, problem.u_to, steps)
-        keep, add, std = self._coefficients(path, u)
-        queries = problem.model.plan(problem.y, u[:-1], t[:-1], add, torch.zeros_like(add), keep)
-        std = std.to(problem.y).unbind(0)
-        noise = noise_of_step(problem, steps)
-        y = problem.y
-        states = [y]
-        with problem.bar(steps) as bar:
-            for k in range(steps):
-                y = problem.model.estimate(y, queries[k], problem.cond)
-                if k < steps - 1:
-                    y = torch.addcmul(y, std[k], noise(k))
-                if (k + 1) % CHECK_EVERY == 0 or k == steps - 1:
-                    _checks.finite_state(y, float(u[k + 1]))
-                if problem.trajectory:
-                    states.append(y)
-                bar()
-        return Path(y, u.tolist(), states if problem.trajectory else [], t.tolist(), calls=steps, accepted=steps)
-
-    def _steps(self, path: GaussianPath) -> int:
-        steps = len(self.grid) - 1 if isinstance(self.grid, Tensor) else self.steps or path.steps
-        if steps is None:
-            raise ValueError(f"Ancestral needs steps, the number of steps, on {path!r}, which has no chain of its own.")
-        if isinstance(self.variance, Tensor) and len(self.variance) != steps:
-            raise ValueError(f"A tensor variance needs one value a step, {steps}, and it has {len(self.variance)}.")
-        return steps
-
-    def _coefficients(self, path: GaussianPath, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The factors of y_t, of x_hat and of the noise, for every step from u_t to u_s."""
-        u_t, u_s = u[:-1], u[1:]
-        q = u_s * (1 - u_t) / (u_t * (1 - u_s))
-        fresh = (u_t - u_s) / (u_t * (1 - u_s)) * (1 + q)  # 1 - q^2
+    def variances(self, chain: Chain) -> Tensor:
+        """The variance of y_s in every step of `chain`, (K,) in float64, where it is known beforehand."""
         if isinstance(self.variance, Tensor):
-            std = self.variance.detach().to("cpu", torch.float64).flip(0).sqrt() / path.scale(u_s)
-        elif self.variance == "posterior":
-            std = u_s * fresh.sqrt()
-        else:
-            std = u_t * path.scale(u_t) / path.scale(u_s) * fresh.sqrt()
-        return q * u_s / u_t, (1 - u_s) * fresh, std
+            if len(self.variance) != len(chain.keep):
+                raise ValueError(
+                    f"A tensor variance needs one value a step, {len(chain.keep)}, and it has {len(self.variance)}."
+                )
+            return self.variance.detach().to("cpu", torch.float64).flip(0) / chain.scale**2
+        return chain.clipped if self.variance == "posterior" else chain.kernel
+
+    def _stepper(self, problem: Problem, chain: Chain) -> Step:
+        if isinstance(self.variance, str) and self.variance in ("optimal", "learned"):
+            return (_optimal if self.variance == "optimal" else _learned)(problem, chain)
+        model, cond = problem.model, problem.cond
+        queries = model.plan(problem.y, chain.u[:-1], chain.t[:-1], chain.add, torch.zeros_like(chain.add), chain.keep)
+        std = [*self.variances(chain).sqrt().to(problem.y)[:-1].unbind(0), None]
+        return lambda k, y: (model.estimate(y, queries[k], cond), std[k])
+
+
+@dataclass(frozen=True)
+class DDIM(_ChainSolver):
+    """Denoising diffusion implicit models on any path, one network call a step; deterministic at eta = 0.
+
+    steps: number of steps; may be left out on a `DDPM` path (all of them) or with a tensor `grid`.
+    eta:   in [0, 1]: 0 is the Euler step of the ODE in straight coordinates, 1 is Ancestral(variance="posterior").
+    grid:  as in `Ancestral`.
+
+    Song et al., 2021, arXiv:2010.02502. Raises TypeError or ValueError for options that are wrong.
+    """
+
+    eta: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _checks.real("eta", self.eta, 0, 1)
+
+    def _stepper(self, problem: Problem, chain: Chain) -> Step:
+        model, cond, u_s = problem.model, problem.cond, chain.u[1:]
+        noise = self.eta**2 * chain.bridge
+        queries = model.plan(problem.y, chain.u[:-1], chain.t[:-1], 1 - u_s, torch.sqrt(u_s**2 - noise))
+        std = [s if more else None for s, more in zip(noise.sqrt().to(problem.y), noise.tolist(), strict=True)]
+        return lambda k, y: (model.estimate(y, queries[k], cond), std[k])
+
+
+def check_learned(model: Model) -> None:
+    """A ValueError unless the model's network gives a variance too."""
+    if not model.learns_variance:
+        raise ValueError('variance="learned" needs a network that gives it: ScoreModel(..., learns_variance=True).')
+
+
+def _learned(problem: Problem, chain: Chain) -> Step:
+    """The network places log std^2 between the bridge's (clipped at the data) and the kernel's."""
+    model, cond = problem.model, problem.cond
+    check_learned(model)
+    queries = model.plan(problem.y, chain.u[:-1], chain.t[:-1], chain.add, torch.zeros_like(chain.add), chain.keep)
+    low = (0.5 * chain.clipped.log()).to(problem.y)
+    span = (0.5 * chain.kernel.log()).to(problem.y) - low
+
+    def step(k: int, y: Tensor) -> tuple[Tensor, Tensor | None]:
+        mean, place = model.estimate_with_variance(y, queries[k], cond)
+        return mean, torch.exp(low[k] + place * span[k]) if k < len(low) - 1 else None
+
+    return step
+
+
+def _optimal(problem: Problem, chain: Chain) -> Step:
+    """E|x - x_hat|^2 / d = (u_t / (1-u_t))^2 (1 - E|eps_hat|^2 / d) with the exact model, E over the batch at hand.
+
+    From pure noise, where that is infinite times zero, the step is the kernel's.
+    """
+    if isinstance(problem.generator, (list, tuple)):
+        raise ValueError(
+            'Ancestral(variance="optimal") estimates the variance from the whole batch, and one generator a sample '
+            "promises samples that do not depend on each other; take the variances of `optimal_variance` instead."
+        )
+    model, cond, u = problem.model, problem.cond, chain.u[:-1]
+    ones = torch.ones_like(u)
+    queries = model.plan(problem.y, u, chain.t[:-1], ones, 0 * ones)
+    pure = u == 1
+    gain = torch.where(pure, chain.kernel - chain.bridge, (chain.add * u / (1 - u)) ** 2)
+    numbers = torch.stack([chain.keep, chain.add, u, chain.bridge, gain]).to(problem.y).unbind(1)
+
+    def step(k: int, y: Tensor) -> tuple[Tensor, Tensor | None]:
+        keep, add, clock, bridge, most = numbers[k]
+        x_hat = model.estimate(y, queries[k], cond)
+        mean = torch.addcmul(keep * y, add, x_hat)
+        if k == len(numbers) - 1:
+            return mean, None
+        if bool(pure[k]):
+            return mean, torch.sqrt(bridge + most)
+        eps_hat = (y - (1 - clock) * x_hat) / clock
+        return mean, torch.sqrt(bridge + most * torch.clamp(1 - eps_hat.square().mean(), 0, 1))
+
+    return step

@@ -1,0 +1,120 @@
+"""The variational bound in continuous time: a chain of infinitely many steps.
+
+As K grows, the sum of the chain's L_{k-1} tends to 1/2 E of the integral of |eps - eps_hat|^2 over log-SNR, whatever
+the schedule. With D = eps - x and D_hat = eps_hat - x_hat, in straight coordinates,
+
+    -log p(x) <= KL( q(x_T | x) | p(x_T) ) + integral over u from u_min of ((1-u)/u) E|D_hat - D|^2 du
+                 + E[ -log p(x | x_t at u_min) ]
+
+so that the bound is flow matching's own error, weighted. Variational Diffusion Models, Kingma et al., 2021,
+arXiv:2107.00630; Maximum Likelihood Training of Score-Based Diffusion Models, Song et al., 2021, arXiv:2101.09258.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from sdegen import _checks
+from sdegen._shapes import Generators, like, normal, sum_event
+from sdegen.bounds import VLB, check_draws, joined, stratified, with_error
+from sdegen.ddpm import clean, parts, prepared, rows, rows_of
+from sdegen.decoders import Decoder, Discretized, decoder_of, nats
+from sdegen.dynamics import bar, evaluating
+from sdegen.models import Cond, Model, Query
+
+
+def continuous_vlb(
+    model: Model,
+    x: Tensor,
+    *,
+    decoder: str | Discretized = "gaussian",
+    cond: Cond = None,
+    generator: Generators = None,
+    u_min: float = 1e-3,
+    draws: int = 64,
+    batch_size: int | None = None,
+    progress: bool = False,
+) -> VLB:
+    """The bound of a chain with infinitely many steps between the clock `u_min` and the noise end, in nats.
+
+    Its first latent is x_t at u_min, from where the decoder, of deviation sigma/alpha, reaches the data; it depends on
+    the path only through its ends. Twice draws/2 clocks are drawn a sample, two from each of draws/2 equal slices of
+    log(1 + SNR), which is the log-SNR wherever that is large and stays finite at pure noise: the likelihood weight of
+    a sample of variance one is then constant. `transitions` holds the draws, `standard_error` the error they leave.
+
+    Other arguments as in `vlb`; draws + 1 network calls a part. Kingma et al., 2021, arXiv:2107.00630, equation 12.
+    """
+    x, cond = prepared(model, x, cond, None, generator)
+    decoder = decoder_of(decoder, x)
+    check_draws(draws)
+    low, high = model.path.ends
+    _checks.real("u_min", u_min, low, high, strict=True)
+    if low > 0:
+        raise ValueError(f"The bound needs a path from clean data, and {model.path!r} starts at u = {low:g}.")
+    found = []
+    with torch.inference_mode(False), torch.no_grad(), evaluating(model):
+        for part in parts(x, batch_size):
+            y, given, own = clean(model, x[part]), rows(cond, part, len(x)), rows_of(generator, part)
+            terms = _integral(model, y, given, own, u_min, draws, progress)
+            start = _first_latent(model, x[part], y, given, own, u_min, decoder)
+            found.append((0.5 * ((1 - high) / high) ** 2 * sum_event(y**2), *terms, start))
+    return joined(found, x)
+
+
+def _integral(
+    model: Model,
+    y: Tensor,
+    cond: Mapping[str, object],
+    generator: Generators,
+    u_min: float,
+    draws: int,
+    progress: bool,
+) -> tuple[Tensor, Tensor]:
+    """Random values (B, draws) whose sum estimates the integral of ((1-u)/u) |D_hat - D|^2 du, and its standard error.
+
+    In w = log(1 + SNR), |dw| = 2 (1-u) du / (u ((1-u)^2 + u^2)), the integrand is ((1-u)^2 + u^2)/2 |D_hat - D|^2.
+    """
+    ends = torch.tensor([u_min, model.path.ends[1]], dtype=torch.float64)
+    high, low = torch.log1p(((1 - ends) / ends) ** 2).tolist()
+    with bar(draws, progress) as step:
+        found = []
+        for place in stratified(len(y), draws, generator, y):
+            u = 1 / (1 + torch.sqrt(torch.expm1(high + (low - high) * place.double())))
+            error = _slope_error(model, y, u, cond, generator)
+            found.append((0.5 * (high - low) / draws * ((1 - u) ** 2 + u**2)).to(y) * sum_event(error**2))
+            step()
+    return with_error(found)
+
+
+def _slope_error(model: Model, y: Tensor, u: Tensor, cond: Mapping[str, object], generator: Generators) -> Tensor:
+    """D_hat - D at clocks u (B,) in float64: one network call."""
+    eps = normal(y.shape, generator, y.dtype, y.device)
+    clock = like(u, y).to(y)
+    return _ask(model, (1 - clock) * y + clock * eps, u, -1.0, 1.0, cond) - (eps - y)
+
+
+def _first_latent(
+    model: Model,
+    x: Tensor,
+    y: Tensor,
+    cond: Mapping[str, object],
+    generator: Generators,
+    u_min: float,
+    decoder: Decoder,
+) -> Tensor:
+    """-log p(x | x_t at u_min), (B,): the decoder's mean is x_hat, its deviation sigma/alpha."""
+    u = torch.full((len(y),), u_min, dtype=torch.float64, device=y.device)
+    state = (1 - u_min) * y + u_min * normal(y.shape, generator, y.dtype, y.device)
+    r = model.path.scale(torch.tensor(model.path.ends[0], dtype=torch.float64)).to(y)
+    return nats(decoder, x, r * _ask(model, state, u, 1.0, 0.0, cond), r * u_min / (1 - u_min))
+
+
+def _ask(model: Model, y: Tensor, u: Tensor, c: float, d: float, cond: Mapping[str, object]) -> Tensor:
+    """c x_hat + d eps_hat at states `y`, each at its own clock u (B,)."""
+    t = model.path.time(u)
+    numbers = model.query(u, t, torch.full_like(u, c), torch.full_like(u, d), torch.zeros_like(u))
+    query = Query(t.to(y), tuple(like(n, y).to(y) for n in numbers), model.working_dtype(y.dtype))
+    return model.estimate(y, query, cond)

@@ -1,0 +1,246 @@
+"""The discrete chain as a model: its transitions against the true posterior, the best variance, the hybrid objective.
+
+The chain x_K, ..., x_1, x has p(x_K) = N(0, sigma_K^2) and p(x_{k-1} | x_k) normal about the bridge's mean with x_hat
+in the place of x, its variance a choice of `Ancestral`. With D = eps - x and D_hat = eps_hat - x_hat the means differ
+by add u_k (D_hat - D) in straight coordinates (solvers/ancestral.py), so that in nats
+
+    L_K     = KL( q(x_K | x) | p(x_K) ) = |alpha_K x|^2 / (2 sigma_K^2)
+    L_{k-1} = KL( q(x_{k-1} | x_k, x) | p(x_{k-1} | x_k) )                                             k = 2 ... K
+            = 1/2 sum over the event of [ log(var/bridge) - 1 + bridge/var + (add u_k (D_hat - D))^2 / var ]
+    L_0     = -log p(x | x_1)
+
+in expectation over q(x_k | x). For an eps network the last bracket is w_k |eps - eps_hat|^2 with Ho et al.'s weight.
+
+Denoising Diffusion Probabilistic Models, Ho et al., 2020, arXiv:2006.11239; Improved Denoising Diffusion Probabilistic
+Models, Nichol and Dhariwal, 2021, arXiv:2102.09672; Estimating the Optimal Covariance with Imperfect Mean in Diffusion
+Probabilistic Models, Bao et al., 2022, arXiv:2206.07309.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from sdegen import _checks
+from sdegen._shapes import Generators, as_time, event_size, like, normal, sum_event, uniform
+from sdegen.decoders import Decoder, Discretized, decoder_of, nats
+from sdegen.dynamics import bar, evaluating
+from sdegen.models import PREDICTIONS, Cond, Model, ScoreModel
+from sdegen.solvers import Ancestral
+from sdegen.solvers.ancestral import check_learned
+from sdegen.solvers.grids import Grid
+
+
+class ModelChain:
+    """A chain laid on a model for states like `y`: coefficients and queries of step k = 1 ... K from the data."""
+
+    def __init__(self, model: Model, y: Tensor, solver: Ancestral):
+        u_data, u_noise = model.path.ends
+        if u_data > 0:
+            raise ValueError(f"The bound needs a path from clean data, and {model.path!r} starts at u = {u_data:g}.")
+        chain = solver.chain(model.path, u_noise, u_data)
+        self.model, self.steps = model, len(chain.keep)
+        self.learned = isinstance(solver.variance, str) and solver.variance == "learned"
+        if self.learned:
+            check_learned(model)
+        if self.steps == 1 and solver.variance in ("posterior", "learned"):
+            raise ValueError(f"A single step has no bridge whose variance {solver.variance!r} could take; use 'beta'.")
+        var = chain.kernel if self.learned else solver.variances(chain)
+        if not bool((var > 0).all()):
+            raise ValueError(f"A bound needs a positive variance in every step, and variance is {solver.variance}.")
+        log_ratio = torch.log(var / chain.clipped)
+        numbers = {
+            "u": chain.u[:-1],
+            "keep": chain.keep,
+            "add": chain.add,
+            "bridge": chain.clipped,
+            "var": var,
+            "log_ratio": log_ratio,
+            "excess": log_ratio + torch.expm1(-log_ratio),  # log r - 1 + 1/r
+            "scale": chain.scale,
+        }
+        self.u = chain.u[:-1].flip(0)
+        minus = -torch.ones_like(self.u)
+        self._table = model.table(y, self.u, chain.t[:-1].flip(0), minus, -minus)
+        self._numbers = {name: number.flip(0).to(y) for name, number in numbers.items()}
+
+    def __getitem__(self, name: str) -> Tensor:
+        """A coefficient of all steps, (K,): that of step k is at k - 1."""
+        return self._numbers[name]
+
+    def at(self, name: str, k: Tensor, y: Tensor) -> Tensor:
+        """A coefficient of step k (B,), ready to broadcast against `y`."""
+        return like(self._numbers[name][k - 1], y)
+
+    def ask(self, y: Tensor, k: Tensor, cond: Mapping[str, object]) -> tuple[Tensor, Tensor | None]:
+        """D_hat at states `y` of step k (B,), and the variance's place where it is learned: one network call."""
+        query = self._table.rows(k - 1, y)
+        if self.learned:
+            return self.model.estimate_with_variance(y, query, cond)
+        return self.model.estimate(y, query, cond), None
+
+    def prior(self, y: Tensor) -> Tensor:
+        """L_K of each sample of data `y`."""
+        u = self["u"][-1]
+        return 0.5 * ((1 - u) / u) ** 2 * sum_event(y**2)
+
+    def variance(self, k: Tensor, y: Tensor, place: Tensor | None) -> tuple[Tensor, Tensor]:
+        """(var, log(var/bridge)) of step k: a number a sample, or where it is learned one a value."""
+        log_ratio = self.at("log_ratio", k, y)
+        if place is None:
+            return self.at("var", k, y), log_ratio
+        return self.at("bridge", k, y) * torch.exp(place * log_ratio), place * log_ratio
+
+    def transition(self, k: Tensor, error: Tensor, place: Tensor | None) -> Tensor:
+        """L_{k-1} of each sample from error = D_hat - D, k at least 2."""
+        var, log_ratio = self.variance(k, error, place)
+        squared = (self.at("add", k, error) * self.at("u", k, error) * error) ** 2 / var
+        if place is None:
+            return 0.5 * (event_size(error.shape) * self["excess"][k - 1] + sum_event(squared))
+        return 0.5 * sum_event(log_ratio + torch.expm1(-log_ratio) + squared)
+
+    def reconstruction(self, decoder: Decoder, y: Tensor, state: Tensor, D_hat: Tensor, place: Tensor | None) -> Tensor:
+        """L_0 of each sample of data `y`, from y_1 and the answer there."""
+        k = torch.ones(len(y), dtype=torch.long, device=y.device)
+        var, _ = self.variance(k, y, place)
+        r = self.at("scale", k, y)
+        return nats(decoder, r * y, r * (state - self.at("u", k, y) * D_hat), r * torch.sqrt(var))
+
+
+def optimal_variance(
+    model: Model,
+    x: Tensor,
+    steps: int | None = None,
+    *,
+    grid: Grid | None = None,
+    cond: Cond = None,
+    noise: Tensor | None = None,
+    generator: Generators = None,
+    batch_size: int | None = None,
+    progress: bool = False,
+) -> Tensor:
+    """The isotropic variance of every step under which the chain's bound is least, (K,) in the order of the betas.
+
+    That is the bridge's plus c_x^2 E|x - x_hat|^2 / d, estimated on data `x` (B, *event); with the exact model it is
+    Analytic-DPM's. Give it to `Ancestral(variance=)`, whose samples then do not depend on each other, or to `vlb`.
+
+    steps, grid: of the chain, as in `Ancestral`. Other arguments as in `vlb`. K network calls on every part of x.
+    Bao et al., 2022, arXiv:2201.06503 and arXiv:2206.07309.
+    """
+    x, cond = prepared(model, x, cond, noise, generator)
+    solver = Ancestral(steps, variance="beta", grid=grid)
+    squares = torch.zeros((), device=x.device)
+    with torch.inference_mode(False), torch.no_grad(), evaluating(model):
+        for part in parts(x, batch_size):
+            y, given, own = clean(model, x[part]), rows(cond, part, len(x)), rows_of(generator, part)
+            chain = ModelChain(model, y, solver)
+            total = []
+            with bar(chain.steps, progress) as step:
+                for k in range(1, chain.steps + 1):
+                    which = torch.full((len(y),), k, device=y.device)
+                    eps = normal(y.shape, own, y.dtype, y.device) if noise is None else noise[part].to(y)
+                    u = chain["u"][k - 1]
+                    error = chain.ask((1 - u) * y + u * eps, which, given)[0] - (eps - y)
+                    total.append(error.square().sum())
+                    step()
+            squares = squares + torch.stack(total)
+    errors = squares.to("cpu", torch.float64) / x.numel()
+    laid = solver.chain(model.path, *reversed(model.path.ends))
+    var = laid.bridge + (laid.add * laid.u[:-1]) ** 2 * errors.flip(0)
+    return (var * laid.scale**2).flip(0)
+
+
+def hybrid_loss(
+    model: ScoreModel,
+    x: Tensor,
+    *,
+    steps: int | None = None,
+    weight: float = 1e-3,
+    decoder: str | Discretized = "gaussian",
+    cond: Cond = None,
+    noise: Tensor | None = None,
+    generator: Generators = None,
+) -> Tensor:
+    """The objective of a network that `learns_variance`: the simple loss plus `weight` times the bound, a scalar.
+
+    At one k a sample, uniform on 1 ... K: the squared error of the network's own prediction, mean over the event, and K
+    times the bound's term in nats a value, in which the prediction is held fixed so that it trains the variance alone.
+    One network call. `steps` may be left out on a `DDPM` path; other arguments as in `loss` and `vlb`.
+    Nichol and Dhariwal, 2021, arXiv:2102.09672.
+    """
+    if not isinstance(model, ScoreModel):
+        raise TypeError(
+            f"hybrid_loss needs a ScoreModel, whose network it trains, and model is {type(model).__name__}."
+        )
+    weight = _checks.real("weight", weight, 0)
+    x, cond = prepared(model, x, cond, noise, generator)
+    if not len(x):
+        raise ValueError(f"An empty batch, shape {tuple(x.shape)}, has no loss.")
+    decoder = decoder_of(decoder, x)
+    y = clean(model, x)
+    chain = ModelChain(model, y, Ancestral(steps, variance="learned"))
+    k = torch.ceil(chain.steps * uniform(len(x), generator, x.dtype, x.device)).long()
+    eps = normal(y.shape, generator, y.dtype, y.device) if noise is None else noise.to(y)
+    u = chain.at("u", k, y)
+    state = (1 - u) * y + u * eps
+    D_hat, place = chain.ask(state, k, cond)
+    error = D_hat - (eps - y)
+    bound = torch.where(
+        k == 1,
+        chain.reconstruction(decoder, y, state, D_hat.detach(), place),
+        chain.transition(k, error.detach(), place),
+    )
+    simple = (like(_prediction_per_slope(model, chain.u).to(y)[k - 1], y) * error).square().flatten(1).mean(1)
+    return (simple + weight * chain.steps / event_size(y.shape) * bound).mean()
+
+
+def _prediction_per_slope(model: ScoreModel, u: Tensor) -> Tensor:
+    """(1-u) b - u a, the error of k p over that of D_hat, at clocks u (K,) in float64."""
+    t, r = model.path.time(u), model.path.scale(u)
+    a, b, _ = (as_time(n).to(u).expand_as(u) for n in PREDICTIONS[model.predicts](model.path, t, (1 - u) * r, u * r))
+    return (1 - u) * b - u * a
+
+
+# What every bound does with its arguments
+
+
+def prepared(
+    model: object, x: Tensor, cond: Cond, noise: Tensor | None, generator: Generators
+) -> tuple[Tensor, Mapping[str, object]]:
+    """`x` in at least float32 and the conditions, after every check that needs no network."""
+    if not isinstance(model, Model):
+        raise TypeError(f"model must be a ScoreModel or the .model(path) of an exact target, and it is {model!r}.")
+    x = _checks.batch("x", x).detach()
+    _checks.generators(generator, len(x), x.device)
+    if noise is not None and _checks.batch("noise", noise).shape != x.shape:
+        raise ValueError(f"noise must have the shape of x, {tuple(x.shape)}, and it has {tuple(noise.shape)}.")
+    return x.to(torch.promote_types(x.dtype, torch.float32)).clone(), _checks.conditions(cond)
+
+
+def clean(model: Model, x: Tensor) -> Tensor:
+    """Data in straight coordinates: y = x/r at the data end, where r is 1 unless a path scales its data."""
+    return x / model.path.scale(torch.tensor(model.path.ends[0], dtype=torch.float64)).item()
+
+
+def parts(x: Tensor, batch_size: int | None) -> Iterator[slice]:
+    """Slices of the batch with at most `batch_size` rows, or all of it."""
+    size = len(x) if batch_size is None else _checks.whole("batch_size", batch_size)
+    for start in range(0, len(x), max(size, 1)):
+        yield slice(start, min(start + size, len(x)))
+
+
+def rows(cond: Mapping[str, object], part: slice | Tensor, size: int) -> Mapping[str, object]:
+    """The conditions of some rows of a batch of `size`: tensors with one row a sample are cut, the rest is shared."""
+    if isinstance(part, slice) and part == slice(0, size):
+        return cond
+    return {
+        name: value[part] if isinstance(value, Tensor) and value.ndim and len(value) == size else value
+        for name, value in cond.items()
+    }
+
+
+def rows_of(generator: Generators, part: slice) -> Generators | Sequence[torch.Generator]:
+    """The generators of some rows: one for all, or one each."""
+    return generator[part] if isinstance(generator, (list, tuple)) else generator

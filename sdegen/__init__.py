@@ -5,11 +5,14 @@ from sdegen._version import __version__
 from sdegen.bounds import IWAE, VLB, iwae, vlb
 from sdegen.chain import DDPM
 from sdegen.continuous_bound import continuous_vlb
+from sdegen.couplings import Independent, OptimalTransport
 from sdegen.ddpm import hybrid_loss, optimal_variance
 from sdegen.decoders import Discretized
 from sdegen.dynamics import Hutchinson
 from sdegen.entropy_form import EntropyForm, entropy_form
 from sdegen.exact import Gaussian, GaussianMixture
+from sdegen.flow_paths import CondOT, Interpolant, Retimed, Trigonometric
+from sdegen.flows import rectify, straightness, vector_field
 from sdegen.gaussian_path import GaussianPath
 from sdegen.likelihood import log_prob
 from sdegen.losses import (
@@ -22,7 +25,7 @@ from sdegen.losses import (
     loss,
 )
 from sdegen.models import Model, ScoreModel
-from sdegen.paths import VESDE, VPSDE, CondOT, CosineVPSDE, SubVPSDE
+from sdegen.paths import VESDE, VPSDE, CosineVPSDE, SubVPSDE
 from sdegen.sampling import Solution, decode, encode, sample, solve
 from sdegen.solvers import DDIM, Ancestral, ODESolver, PowerGrid, SDESolver
 
@@ -43,6 +46,8 @@ __all__ = [
     "GaussianMixture",
     "GaussianPath",
     "Hutchinson",
+    "Independent",
+    "Interpolant",
     "LikelihoodTimes",
     "LikelihoodWeighting",
     "LowDiscrepancyTimes",
@@ -50,11 +55,14 @@ __all__ = [
     "Model",
     "NonFiniteError",
     "ODESolver",
+    "OptimalTransport",
     "PowerGrid",
+    "Retimed",
     "SDESolver",
     "ScoreModel",
     "Solution",
     "SubVPSDE",
+    "Trigonometric",
     "UniformTimes",
     "__version__",
     "continuous_vlb",
@@ -66,7 +74,10 @@ __all__ = [
     "log_prob",
     "loss",
     "optimal_variance",
+    "rectify",
     "sample",
     "solve",
+    "straightness",
+    "vector_field",
     "vlb",
 ]

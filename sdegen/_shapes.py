@@ -6,7 +6,7 @@ A batch has shape (B, *event) with one sample a row; a time is a float, a 0-d te
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -71,3 +71,13 @@ def signs(shape: Sequence[int], generator: Generators, dtype: torch.dtype, devic
     """Rademacher numbers, +1 or -1 with equal odds, drawn like `normal`."""
     z = normal(shape, generator, dtype, device)
     return torch.where(z >= 0, 1.0, -1.0).to(dtype)
+
+
+def rows_of_cond(cond: Mapping[str, object], part: slice | Tensor, size: int) -> Mapping[str, object]:
+    """The conditions of some rows of a batch of `size`: tensors with one row a sample are cut, the rest is shared."""
+    if isinstance(part, slice) and part == slice(0, size):
+        return cond
+    return {
+        name: value[part] if isinstance(value, Tensor) and value.ndim and len(value) == size else value
+        for name, value in cond.items()
+    }

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from sdegen import _checks
-from sdegen._shapes import Generators, like, normal, sum_event
+from sdegen._shapes import Generators, like, normal, rows_of_cond, sum_event
 from sdegen.bounds import VLB, check_draws, joined, stratified, with_error
-from sdegen.ddpm import clean, parts, prepared, rows, rows_of
+from sdegen.ddpm import clean, parts, prepared, rows_of
 from sdegen.decoders import Decoder, Discretized, decoder_of, nats
 from sdegen.dynamics import bar, evaluating
 from sdegen.models import Cond, Model, Query
@@ -51,13 +51,14 @@ def continuous_vlb(
     decoder = decoder_of(decoder, x)
     check_draws(draws)
     low, high = model.path.ends
+    model.covers(u_min if isinstance(u_min, float) else low, high)
     _checks.real("u_min", u_min, low, high, strict=True)
     if low > 0:
         raise ValueError(f"The bound needs a path from clean data, and {model.path!r} starts at u = {low:g}.")
     found = []
     with torch.inference_mode(False), torch.no_grad(), evaluating(model):
         for part in parts(x, batch_size):
-            y, given, own = clean(model, x[part]), rows(cond, part, len(x)), rows_of(generator, part)
+            y, given, own = clean(model, x[part]), rows_of_cond(cond, part, len(x)), rows_of(generator, part)
             terms = _integral(model, y, given, own, u_min, draws, progress)
             start = _first_latent(model, x[part], y, given, own, u_min, decoder)
             found.append((0.5 * ((1 - high) / high) ** 2 * sum_event(y**2), *terms, start))
@@ -115,6 +116,6 @@ def _first_latent(
 def _ask(model: Model, y: Tensor, u: Tensor, c: float, d: float, cond: Mapping[str, object]) -> Tensor:
     """c x_hat + d eps_hat at states `y`, each at its own clock u (B,)."""
     t = model.path.time(u)
-    numbers = model.query(u, t, torch.full_like(u, c), torch.full_like(u, d), torch.zeros_like(u))
+    t, numbers = model.query(u, t, torch.full_like(u, c), torch.full_like(u, d), torch.zeros_like(u))
     query = Query(t.to(y), tuple(like(n, y).to(y) for n in numbers), model.working_dtype(y.dtype))
     return model.estimate(y, query, cond)

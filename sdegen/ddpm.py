@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from sdegen import _checks
-from sdegen._shapes import Generators, as_time, event_size, like, normal, sum_event, uniform
+from sdegen._shapes import Generators, as_time, event_size, like, normal, rows_of_cond, sum_event, uniform
 from sdegen.decoders import Decoder, Discretized, decoder_of, nats
 from sdegen.dynamics import bar, evaluating
 from sdegen.models import PREDICTIONS, Cond, Model, ScoreModel
@@ -40,6 +40,7 @@ class ModelChain:
         u_data, u_noise = model.path.ends
         if u_data > 0:
             raise ValueError(f"The bound needs a path from clean data, and {model.path!r} starts at u = {u_data:g}.")
+        model.covers(u_data, u_noise)
         chain = solver.chain(model.path, u_noise, u_data)
         self.model, self.steps = model, len(chain.keep)
         self.learned = isinstance(solver.variance, str) and solver.variance == "learned"
@@ -134,7 +135,7 @@ def optimal_variance(
     squares = torch.zeros((), device=x.device)
     with torch.inference_mode(False), torch.no_grad(), evaluating(model):
         for part in parts(x, batch_size):
-            y, given, own = clean(model, x[part]), rows(cond, part, len(x)), rows_of(generator, part)
+            y, given, own = clean(model, x[part]), rows_of_cond(cond, part, len(x)), rows_of(generator, part)
             chain = ModelChain(model, y, solver)
             total = []
             with bar(chain.steps, progress) as step:
@@ -212,6 +213,7 @@ def prepared(
     """`x` in at least float32 and the conditions, after every check that needs no network."""
     if not isinstance(model, Model):
         raise TypeError(f"model must be a ScoreModel or the .model(path) of an exact target, and it is {model!r}.")
+    model.needs_score("A variational bound")
     x = _checks.batch("x", x).detach()
     _checks.generators(generator, len(x), x.device)
     if noise is not None and _checks.batch("noise", noise).shape != x.shape:
@@ -229,16 +231,6 @@ def parts(x: Tensor, batch_size: int | None) -> Iterator[slice]:
     size = len(x) if batch_size is None else _checks.whole("batch_size", batch_size)
     for start in range(0, len(x), max(size, 1)):
         yield slice(start, min(start + size, len(x)))
-
-
-def rows(cond: Mapping[str, object], part: slice | Tensor, size: int) -> Mapping[str, object]:
-    """The conditions of some rows of a batch of `size`: tensors with one row a sample are cut, the rest is shared."""
-    if isinstance(part, slice) and part == slice(0, size):
-        return cond
-    return {
-        name: value[part] if isinstance(value, Tensor) and value.ndim and len(value) == size else value
-        for name, value in cond.items()
-    }
 
 
 def rows_of(generator: Generators, part: slice) -> Generators | Sequence[torch.Generator]:

@@ -163,12 +163,28 @@ class ExactModel(Model):
         super().__init__()
         if not isinstance(path, GaussianPath):
             raise TypeError(f"path must be a GaussianPath such as VPSDE(), and it is {path!r}.")
+        if not path.has_score:
+            raise ValueError(f"The exact model is that of data and independent Gaussian noise, which {path!r} is not.")
         self.mixture = mixture
         self.path = path
 
-    def query(self, u: Tensor, t: Tensor, c: Tensor, d: Tensor, e: Tensor) -> tuple[Tensor, ...]:
+    @property
+    def clocks(self) -> tuple[float, float]:
+        """Every clock there is."""
+        return 0.0, 1.0
+
+    @property
+    def has_score(self) -> bool:
+        """Always: the noise is Gaussian."""
+        return True
+
+    def working_dtype(self, default: torch.dtype) -> torch.dtype:
+        """That of the state."""
+        return default
+
+    def query(self, u: Tensor, t: Tensor, c: Tensor, d: Tensor, e: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The clock itself: nothing here depends on the path."""
-        return u, c, d * u, e
+        return t, (u, c, d * u, e)
 
     def estimate(self, y: Tensor, query: Query, cond: Mapping[str, object]) -> Tensor:
         """sum_i rho_i [c m_i + (c q S_i + d u) V_i^-1 (y - q m_i)] + e y."""

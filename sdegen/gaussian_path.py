@@ -18,7 +18,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -58,6 +58,16 @@ class Normal:
         return -0.5 * sum_event((x / self.std) ** 2) - event_size(x.shape) * math.log(self.std * math.sqrt(2 * math.pi))
 
 
+class Source(Protocol):
+    """A law at the noise end: anything with these two methods, or with the one that is needed."""
+
+    def sample(self, shape: Sequence[int], generator: Generators = None) -> Tensor:
+        """Draw a tensor of `shape` (B, *event)."""
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Log-density of each sample, in nats, shape (B,)."""
+
+
 class GaussianPath(ABC):
     """x_t = alpha(t) x + sigma(t) eps; write your own by giving `alpha` and `sigma`.
 
@@ -69,6 +79,8 @@ class GaussianPath(ABC):
     t_data: float = 0.0
     t_noise: float = 1.0
     steps: int | None = None  # the length of the chain, on a path that is one
+    has_score: bool = True  # the source is Gaussian noise, independent of the data
+    source: Source | None = None  # what else is at the noise end
 
     @abstractmethod
     def alpha(self, t: float | Tensor) -> Tensor:
@@ -157,15 +169,19 @@ class GaussianPath(ABC):
         c_t = self.alpha(t) / self.alpha(s) * (self.sigma(s) / self.sigma(t)) ** 2
         return c_t, self.alpha(s) * fresh, self.sigma(s) * torch.sqrt(fresh)
 
-    def prior_at(self, u: float) -> Normal:
-        """N(0, sigma^2 I) where the straight clock shows `u`."""
+    def prior_at(self, u: float) -> Normal | Source:
+        """N(0, sigma^2 I) where the straight clock shows `u`, or the source, known at the noise end alone."""
+        if self.source is not None:
+            if u != self.ends[1]:
+                raise ValueError(f"The law at u = {u} between data and source of {self!r} is not known.")
+            return self.source
         u = torch.tensor(float(u), dtype=torch.float64)
         return Normal(float(u * self.scale(u)))
 
     @cached_property
-    def prior(self) -> Normal:
-        """N(0, sigma(t_noise)^2 I), with `.sample(shape, generator)` and `.log_prob(x)`."""
-        return Normal(float(self.sigma(torch.tensor(self.t_noise, dtype=torch.float64))))
+    def prior(self) -> Normal | Source:
+        """N(0, sigma(t_noise)^2 I), or the source, with `.sample(shape, generator)` and `.log_prob(x)`."""
+        return self.source or Normal(float(self.sigma(torch.tensor(self.t_noise, dtype=torch.float64))))
 
     @cached_property
     def ends(self) -> tuple[float, float]:

@@ -25,7 +25,8 @@ import torch
 from torch import Tensor
 
 from sdegen import _checks
-from sdegen._shapes import Generators, as_time, batch_of_times, like, normal, uniform
+from sdegen._shapes import Generators, as_time, batch_of_times, like, normal, rows_of_cond, uniform
+from sdegen.couplings import Coupling, Independent
 from sdegen.gaussian_path import GaussianPath
 from sdegen.models import PREDICTIONS, Cond, ScoreModel
 
@@ -158,6 +159,7 @@ def loss(
     noise: Tensor | None = None,
     generator: Generators = None,
     reduction: str = "mean",
+    coupling: Coupling | None = None,
 ) -> Tensor:
     """Denoising score matching or flow matching on data `x` (B, *event), in the network's own prediction.
 
@@ -166,9 +168,12 @@ def loss(
     times:     how t is drawn: `UniformTimes()` by default, `LowDiscrepancyTimes()`, `LikelihoodTimes()`.
     cond:      keyword arguments for the network.
 
-    t, noise:  the times, a scalar or (B,), and the standard normals eps, like x, instead of draws.
+    t, noise:  the times, a scalar or (B,), and the standard normals eps (or the source's draws) like x, instead of
+               draws.
     generator: for those draws, a torch.Generator or one per sample.
     reduction: "mean" over batch and event, or "none": (B,), the mean over each event.
+    coupling:  which noise goes with which sample, such as `OptimalTransport()`; on an `Interpolant` alone, since the
+               score is lost. Tensors in cond with one row a sample follow x.
 
     One network call. On the CPU, NaN in x is refused; on an accelerator that look would stall the training loop.
     Raises TypeError or ValueError for input that is not as described.
@@ -178,9 +183,14 @@ def loss(
     _checks.batch("x", x, finite=x.device.type == "cpu" if isinstance(x, Tensor) else False)
     _checks.choice("reduction", reduction, ("mean", "none"))
     _checks.generators(generator, len(x), x.device)
-    for name, value in (("weighting", weighting), ("times", times)):
+    for name, value in (("weighting", weighting), ("times", times), ("coupling", coupling)):
         if value is not None and not callable(value):
             raise TypeError(f"{name} must be callable, such as MinSNR() or UniformTimes(), and it is {value!r}.")
+    if model.path.has_score and not isinstance(coupling, (Independent, type(None))):
+        raise ValueError(
+            f"{coupling!r} ties the noise to the data, which leaves no score behind; put the model on an "
+            f"Interpolant(path), and path is {model.path!r}."
+        )
     if not len(x):
         raise ValueError(f"An empty batch, shape {tuple(x.shape)}, has no loss.")
     path = model.path
@@ -192,7 +202,10 @@ def loss(
             raise ValueError(f"Give either t or times, and t = {t!r} came with times = {times!r}.")
         t = path.checked_times(batch_of_times(t, x.to(torch.promote_types(x.dtype, torch.float32))))
         importance = None
-    eps = normal(x.shape, generator, x.dtype, x.device) if noise is None else _given_noise(noise, x)
+    eps = _drawn_noise(path, x, generator) if noise is None else _given_noise(noise, x)
+    if coupling is not None:
+        rows, partners = coupling(x, eps, generator)
+        x, eps, cond = x[rows], eps[partners], rows_of_cond(_checks.conditions(cond), rows, len(x))
     alpha, sigma = path.alpha(t), path.sigma(t)
     row = [as_time(n).to(t).expand_as(t) for n in PREDICTIONS[model.predicts](path, t, alpha, sigma)]
     a, b, k = (like(n, x) for n in row)
@@ -226,6 +239,12 @@ def _spread(n: int, generator: Generators, dtype: torch.dtype, device: torch.dev
     first = generator[:1] if isinstance(generator, (list, tuple)) else generator
     shift = uniform(1, first, dtype, device)
     return 1 - torch.remainder(torch.arange(n, dtype=shift.dtype, device=device) / max(n, 1) + shift, 1)
+
+
+def _drawn_noise(path: GaussianPath, x: Tensor, generator: Generators) -> Tensor:
+    if path.source is None:
+        return normal(x.shape, generator, x.dtype, x.device)
+    return _given_noise(path.source.sample(tuple(x.shape), generator), x)
 
 
 def _given_noise(noise: Tensor, x: Tensor) -> Tensor:

@@ -67,23 +67,60 @@ class Model(nn.Module, ABC):
     """What the solvers ask of a model: `path`, `query` and `estimate`; everything else follows from them."""
 
     path: GaussianPath
-    predicts: str | None = None
+    predicts: str | None = None  # what the network returns; None for an exact model
     learns_variance: bool = False
 
+    @property
     @abstractmethod
-    def query(self, u: Tensor, t: Tensor, c: Tensor, d: Tensor, e: Tensor) -> tuple[Tensor, ...]:
+    def clocks(self) -> tuple[float, float]:
+        """(lowest, highest) u at which the model can be asked."""
+
+    @abstractmethod
+    def query(self, u: Tensor, t: Tensor, c: Tensor, d: Tensor, e: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Prepare c x + d eps + e y where the clock shows `u` and the path's time is `t`, elementwise.
 
-        Returns the numbers that `estimate` will need, shaped like `u`.
+        Returns the time the network is shown and the numbers that `estimate` will need, all shaped like `u`.
         """
 
     @abstractmethod
     def estimate(self, y: Tensor, query: Query, cond: Mapping[str, object]) -> Tensor:
         """Answer for y = x_t/r, shape (B, *event): one query of the network."""
 
+    @abstractmethod
     def working_dtype(self, default: torch.dtype) -> torch.dtype:
-        """The dtype in which the network takes its input: that of the state, unless its parameters have another."""
-        return default
+        """The dtype in which the network takes its input: `default`, that of the state, unless it has its own."""
+
+    def on(self, path: GaussianPath) -> Moved:
+        """The same model on another path: a DDPM network sampled as a flow, a flow network by the reverse SDE.
+
+        In straight coordinates all paths are one, so at the clock u, that is at the same log-SNR, the network is shown
+        its own path's time and state. Where `path` runs beyond the clocks the network was trained on, the verbs raise a
+        ValueError that names the u=(from, to) that stays inside.
+        """
+        return Moved(self, path)
+
+    def covers(self, u_from: float, u_to: float) -> None:
+        """A ValueError if the model cannot be asked all the way between two clocks of its path."""
+        low, high = self.clocks
+        if min(u_from, u_to) < low - 1e-12 or max(u_from, u_to) > high + 1e-12:
+            ends = [max(min(end, high), low) for end in (u_from, u_to)]
+            raise ValueError(
+                f"The network was trained between the clocks u = {low} and {high}, and {self.path!r} is to be followed "
+                f"from u = {u_from} to {u_to}; u=({ends[0]}, {ends[1]}) stays inside."
+            )
+
+    def needs_score(self, what: str) -> None:
+        """A ValueError if the model's source is not independent Gaussian noise, so that no score exists."""
+        if not self.has_score:
+            raise ValueError(
+                f"{what} needs the score, and this model was trained on pairs, where there is none: its source is not "
+                "Gaussian noise independent of the data; use an ODESolver."
+            )
+
+    @property
+    @abstractmethod
+    def has_score(self) -> bool:
+        """Whether E[eps | x_t] tells the score: whether eps is Gaussian and independent of the data."""
 
     def table(self, y: Tensor, u: Tensor, t: Tensor | None, c: Tensor, d: Tensor, e: float | Tensor = 0.0) -> Table:
         """Queries for states like `y` at n clocks: u, c, d (n,) in float64 on the CPU, t too where it is known.
@@ -91,7 +128,7 @@ class Model(nn.Module, ABC):
         All numbers are computed at once and moved once. Raises ValueError, before any network call, if one is infinite.
         """
         t = self.path.time(u) if t is None else t
-        numbers = self.query(u, t, c, d, torch.as_tensor(e, dtype=u.dtype).expand_as(u))
+        t, numbers = self.query(u, t, c, d, torch.as_tensor(e, dtype=u.dtype).expand_as(u))
         table = torch.stack([t, *numbers])
         wrong = torch.nonzero(~torch.isfinite(table).all(0))
         if len(wrong):
@@ -134,7 +171,9 @@ class Model(nn.Module, ABC):
 
     def _predict(self, name: str, x_t: Tensor, t: float | Tensor, cond: Cond) -> Tensor:
         _checks.batch("x_t", x_t, finite=False)
-        if name == self.predicts:
+        if name == "score":
+            self.needs_score("This query")
+        if name == self.predicts and not isinstance(self, Moved):
             return self(x_t, t, cond)
         x = x_t.to(torch.promote_types(x_t.dtype, torch.float32))
         t = self.path.checked_times(batch_of_times(t, x))
@@ -143,7 +182,7 @@ class Model(nn.Module, ABC):
             sigma = torch.clamp(sigma, min=1e-30)
         r = alpha + sigma
         a, b, k = (as_time(n).to(t).expand_as(t) for n in PREDICTIONS[name](self.path, t, alpha, sigma))
-        numbers = self.query(sigma / r, t, a / k, b / k, torch.zeros_like(t))
+        t, numbers = self.query(sigma / r, t, a / k, b / k, torch.zeros_like(t))
         query = Query(t, tuple(like(n, x) for n in numbers), self.working_dtype(x.dtype))
         return self.estimate(x / like(r, x), query, _checks.conditions(cond)).to(x_t.dtype)
 
@@ -181,6 +220,8 @@ class ScoreModel(Model):
         if time is not None and not callable(time):
             raise TypeError(f"time must be callable, t of shape (B,) to what the network sees, and it is {time!r}.")
         self.predicts = _checks.choice("prediction", predicts, PREDICTIONS)
+        if predicts == "score" and not path.has_score:
+            raise ValueError(f"On {path!r} there is no score to predict; train a network for 'velocity' or 'v'.")
         self.net = net
         self.path = path
         self.time = time
@@ -221,12 +262,22 @@ class ScoreModel(Model):
             out = out.to(x_t.dtype)
         return out.chunk(2, 1) if self.learns_variance else (out, None)
 
-    def query(self, u: Tensor, t: Tensor, c: Tensor, d: Tensor, e: Tensor) -> tuple[Tensor, ...]:
-        """The scale r and the two factors of (*)."""
+    @property
+    def clocks(self) -> tuple[float, float]:
+        """The ends of the path it is trained on."""
+        return self.path.ends
+
+    @property
+    def has_score(self) -> bool:
+        """What the path says."""
+        return self.path.has_score
+
+    def query(self, u: Tensor, t: Tensor, c: Tensor, d: Tensor, e: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The time, the scale r and the two factors of (*)."""
         r = self.path.scale(u)
         a, b, k = PREDICTIONS[self.predicts](self.path, t, (1 - u) * r, u * r)
         det = (1 - u) * b - u * a
-        return r, (c * b - d * a) / det + e, ((1 - u) * d - u * c) * k / det
+        return t, (r, (c * b - d * a) / det + e, ((1 - u) * d - u * c) * k / det)
 
     def estimate(self, y: Tensor, query: Query, cond: Mapping[str, object]) -> Tensor:
         """(*) with one network call."""
@@ -238,3 +289,41 @@ class ScoreModel(Model):
         r, from_y, from_p = query.numbers
         prediction, place = self._call_network(r * y, query.t, query.dtype, cond)
         return torch.addcmul(from_y * y, from_p, prediction), 0.5 * (place + 1)
+
+
+class Moved(Model):
+    """A model on another path than its own, see `Model.on`: the network is shown its own path's time and state."""
+
+    def __init__(self, model: Model, path: GaussianPath):
+        super().__init__()
+        if not isinstance(path, GaussianPath):
+            raise TypeError(f"path must be a GaussianPath such as CondOT(), and it is {path!r}.")
+        self.model = model
+        self.path = path
+        self.predicts, self.learns_variance = model.predicts, model.learns_variance
+
+    @property
+    def clocks(self) -> tuple[float, float]:
+        """Those of the model itself."""
+        return self.model.clocks
+
+    @property
+    def has_score(self) -> bool:
+        """Whether the model itself has a score; the path it is moved to takes nothing away."""
+        return self.model.has_score
+
+    def query(self, u: Tensor, t: Tensor, c: Tensor, d: Tensor, e: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The model's own answer to the same question at the same clock."""
+        return self.model.query(u, self.model.path.time(u), c, d, e)
+
+    def estimate(self, y: Tensor, query: Query, cond: Mapping[str, object]) -> Tensor:
+        """The model's own."""
+        return self.model.estimate(y, query, cond)
+
+    def estimate_with_variance(self, y: Tensor, query: Query, cond: Mapping[str, object]) -> tuple[Tensor, Tensor]:
+        """The model's own."""
+        return self.model.estimate_with_variance(y, query, cond)
+
+    def working_dtype(self, default: torch.dtype) -> torch.dtype:
+        """The model's own."""
+        return self.model.working_dtype(default)

@@ -1,9 +1,9 @@
-"""The members: VP (linear beta, cosine), sub-VP, VE and flow matching's straight path; the DDPM chain is in chain.py.
+"""The diffusions: VP (linear beta, cosine), sub-VP and VE. The DDPM chain is in chain.py, the flows in flow_paths.py.
 
 Each states alpha, sigma, their derivatives in its own time, and the two functions of the straight clock u that the
 dynamics use, t(u) and r(u), in forms that lose no digits near the data: expm1 for 1 - exp, tangents for acos.
 
-Song et al., 2021, arXiv:2011.13456; Ho et al., 2020, arXiv:2006.11239; Lipman et al., 2023, arXiv:2210.02747.
+Song et al., 2021, arXiv:2011.13456; Ho et al., 2020, arXiv:2006.11239.
 """
 
 from __future__ import annotations
@@ -227,44 +227,3 @@ class VESDE(GaussianPath):
     def scale(self, u: float | Tensor) -> Tensor:
         """1 + sigma = 1/(1-u)."""
         return 1 / (1 - as_time(u))
-
-
-@dataclass(frozen=True)
-class CondOT(GaussianPath):
-    """Flow matching's straight path in its own clock: x_t = t x + (1 - (1 - sigma_min) t) eps, noise at 0, data at 1.
-
-    Raises ValueError unless 0 <= sigma_min < 1. Flow Matching for Generative Modeling, Lipman et al., 2023,
-    arXiv:2210.02747; Flow Straight and Fast, Liu et al., 2023, arXiv:2209.03003.
-    """
-
-    sigma_min: float = 0.0
-    t_data = 1.0
-    t_noise = 0.0
-
-    def __post_init__(self) -> None:
-        if _checks.real("sigma_min", self.sigma_min, 0) >= 1:
-            raise ValueError(f"sigma_min must be below 1, and it is {self.sigma_min}.")
-
-    def alpha(self, t: float | Tensor) -> Tensor:
-        """t."""
-        return as_time(t) + 0.0
-
-    def sigma(self, t: float | Tensor) -> Tensor:
-        """1 - (1 - sigma_min) t."""
-        t = as_time(t)
-        return (1 - t) + self.sigma_min * t
-
-    def slopes(self, t: float | Tensor) -> Slopes:
-        """alpha' = 1 and sigma' = sigma_min - 1."""
-        sigma = self.sigma(t)
-        slope = self.sigma_min - 1
-        return Slopes(torch.ones_like(sigma), torch.full_like(sigma, slope), 2 * slope * sigma)
-
-    def time(self, u: float | Tensor) -> Tensor:
-        """t = alpha = (1-u) r."""
-        u = as_time(u)
-        return (1 - u) * self.scale(u)
-
-    def scale(self, u: float | Tensor) -> Tensor:
-        """1/(1 - sigma_min (1-u))."""
-        return 1 / (1 - self.sigma_min * (1 - as_time(u)))

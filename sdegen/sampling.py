@@ -11,6 +11,7 @@ from torch import Tensor
 from sdegen import _checks
 from sdegen._shapes import Generators
 from sdegen.dynamics import Path, Problem, evaluating
+from sdegen.gaussian_path import Normal, Source
 from sdegen.models import Cond, Model
 from sdegen.solvers import DDIM, Ancestral, ODESolver, SDESolver
 
@@ -77,13 +78,27 @@ def sample(
     _checks.generators(generator, shape[0], device)
     if x_T is None:
         u_from, _ = _interval(model, "data", u)
-        start = model.path.prior_at(u_from).sample(shape, generator, dtype=dtype, device=device)
+        start = _drawn(model.path.prior_at(u_from), shape, generator, dtype, device)
     else:
         start = _checks.batch("x_T", x_T).to(device, dtype)
         if tuple(start.shape) != shape:
             raise ValueError(f"x_T must have the shape of the samples, {shape}, and it has {tuple(start.shape)}.")
     options = {"u": u, "noise": noise, "generator": generator, "cond": cond, "progress": progress}
     return solve(model, start, solver, to="data", **options).x
+
+
+def _drawn(
+    prior: Normal | Source, shape: tuple[int, ...], generator: Generators, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """A start from a path's prior; a source of the user's knows nothing of dtypes and devices."""
+    if isinstance(prior, Normal):
+        return prior.sample(shape, generator, dtype=dtype, device=device)
+    if not callable(getattr(prior, "sample", None)):
+        raise ValueError(f"{prior!r} has no method sample(shape, generator) to start from; give x_T.")
+    start = _checks.batch("the source's sample", prior.sample(shape, generator))
+    if tuple(start.shape) != shape:
+        raise ValueError(f"The source's sample must have shape {shape}, and it has {tuple(start.shape)}.")
+    return start.to(device, dtype)
 
 
 def encode(
@@ -181,7 +196,9 @@ def _interval(model: Model, to: str, u: tuple[float, float] | None) -> tuple[flo
     """(u_from, u_to): the ends of the path, or the part of it that was asked for."""
     low, high = model.path.ends
     if u is None:
-        return (high, low) if to == "data" else (low, high)
+        ends = (high, low) if to == "data" else (low, high)
+        model.covers(*ends)
+        return ends
     if not isinstance(u, (tuple, list)) or len(u) != 2:
         raise TypeError(f"u must be a pair (from, to) on the straight clock, and it is {u!r}.")
     u_from, u_to = (_checks.real("every end in u", end) for end in u)
@@ -190,7 +207,9 @@ def _interval(model: Model, to: str, u: tuple[float, float] | None) -> tuple[flo
     if u_from == u_to or (u_from > u_to) != (to == "data"):
         order = "from > to" if to == "data" else "from < to"
         raise ValueError(f"A solve to the {to} needs u with {order}, and it is ({u_from}, {u_to}).")
-    return min(max(u_from, low), high), min(max(u_to, low), high)
+    ends = min(max(u_from, low), high), min(max(u_to, low), high)
+    model.covers(*ends)
+    return ends
 
 
 def _dtype_and_device(

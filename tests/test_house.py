@@ -20,18 +20,19 @@ LAYERS = [  # a file imports only from rows above its own
     {"_version", "_shapes"},
     {"_checks"},
     {"gaussian_path", "nets", "datasets"},
-    {"paths", "models"},
+    {"paths", "flow_paths", "models"},
+    {"couplings"},
     {"chain", "exact", "losses", "dynamics", "decoders"},
     {"solvers.grids", "solvers.brownian"},
     {"solvers.ode", "solvers.sde", "solvers.ancestral"},
     {"solvers"},
     {"sampling"},
-    {"likelihood", "ddpm"},
+    {"likelihood", "flows", "ddpm", "interop"},
     {"bounds", "entropy_form"},
     {"continuous_bound"},
     {"sdegen"},
 ]
-LEAVES = {"nets", "datasets"}
+LEAVES = {"nets", "datasets", "interop"}
 ENGINES = {"torchsde", "torchdiffeq"}
 
 

@@ -164,6 +164,7 @@ class Ancestral(_ChainSolver):
         return chain.clipped if self.variance == "posterior" else chain.kernel
 
     def _stepper(self, problem: Problem, chain: Chain) -> Step:
+        problem.model.needs_score("Ancestral sampling")
         if isinstance(self.variance, str) and self.variance in ("optimal", "learned"):
             return (_optimal if self.variance == "optimal" else _learned)(problem, chain)
         model, cond = problem.model, problem.cond
@@ -191,6 +192,8 @@ class DDIM(_ChainSolver):
 
     def _stepper(self, problem: Problem, chain: Chain) -> Step:
         model, cond, u_s = problem.model, problem.cond, chain.u[1:]
+        if self.eta:
+            model.needs_score("DDIM with eta > 0")
         noise = self.eta**2 * chain.bridge
         queries = model.plan(problem.y, chain.u[:-1], chain.t[:-1], 1 - u_s, torch.sqrt(u_s**2 - noise))
         std = [s if more else None for s, more in zip(noise.sqrt().to(problem.y), noise.tolist(), strict=True)]

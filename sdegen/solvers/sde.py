@@ -135,6 +135,8 @@ class SDESolver:
 
     def run(self, problem: Problem) -> Path:
         """Integrate `problem`: used by `sdegen.solve`."""
+        if self.eta or self.w is not None:
+            problem.model.needs_score("An SDESolver")
         return self._run_adaptive(problem) if self.adaptive else self._run_fixed(problem)
 
     def _run_fixed(self, problem: Problem) -> Path:

@@ -1,0 +1,210 @@
+"""Flow matching's paths, in the literature's clock: noise at t = 0, data at t = 1.
+
+`CondOT` and `Trigonometric` are Gaussian paths like any other. `Interpolant` puts another source, or another coupling
+of source and data, in the place of independent Gaussian noise: the ODE dy/du = E[z - x | y] stays what it is, and the
+score is lost. `Retimed` reads a path's clock on another scale or backwards.
+
+Flow Matching for Generative Modeling, Lipman et al., 2023, arXiv:2210.02747; Flow Straight and Fast, Liu et al., 2023,
+arXiv:2209.03003; Stochastic Interpolants, Albergo et al., 2023, arXiv:2303.08797.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from sdegen import _checks
+from sdegen._shapes import as_time
+from sdegen.gaussian_path import GaussianPath, Slopes, Source
+
+
+@dataclass(frozen=True)
+class CondOT(GaussianPath):
+    """Flow matching's straight path in its own clock: x_t = t x + (1 - (1 - sigma_min) t) eps, noise at 0, data at 1.
+
+    Raises ValueError unless 0 <= sigma_min < 1. Lipman et al., 2023, arXiv:2210.02747.
+    """
+
+    sigma_min: float = 0.0
+    t_data = 1.0
+    t_noise = 0.0
+
+    def __post_init__(self) -> None:
+        if _checks.real("sigma_min", self.sigma_min, 0) >= 1:
+            raise ValueError(f"sigma_min must be below 1, and it is {self.sigma_min}.")
+
+    def alpha(self, t: float | Tensor) -> Tensor:
+        """t."""
+        return as_time(t) + 0.0
+
+    def sigma(self, t: float | Tensor) -> Tensor:
+        """1 - (1 - sigma_min) t."""
+        t = as_time(t)
+        return (1 - t) + self.sigma_min * t
+
+    def slopes(self, t: float | Tensor) -> Slopes:
+        """alpha' = 1 and sigma' = sigma_min - 1."""
+        sigma = self.sigma(t)
+        slope = self.sigma_min - 1
+        return Slopes(torch.ones_like(sigma), torch.full_like(sigma, slope), 2 * slope * sigma)
+
+    def time(self, u: float | Tensor) -> Tensor:
+        """t = alpha = (1-u) r."""
+        u = as_time(u)
+        return (1 - u) * self.scale(u)
+
+    def scale(self, u: float | Tensor) -> Tensor:
+        """1/(1 - sigma_min (1-u))."""
+        return 1 / (1 - self.sigma_min * (1 - as_time(u)))
+
+
+@dataclass(frozen=True)
+class Trigonometric(GaussianPath):
+    """x_t = sin(pi t/2) x + cos(pi t/2) eps: variance preserving, noise at t = 0, data at t = 1, from end to end.
+
+    Albergo and Vanden-Eijnden, 2023, arXiv:2209.15571.
+    """
+
+    t_data = 1.0
+    t_noise = 0.0
+
+    def alpha(self, t: float | Tensor) -> Tensor:
+        """sin(pi t/2)."""
+        return torch.sin(0.5 * math.pi * as_time(t))
+
+    def sigma(self, t: float | Tensor) -> Tensor:
+        """cos(pi t/2), as a sine that is exactly 0 at t = 1."""
+        return torch.sin(0.5 * math.pi * (1 - as_time(t)))
+
+    def slopes(self, t: float | Tensor) -> Slopes:
+        """alpha' = pi/2 sigma and sigma' = -pi/2 alpha."""
+        alpha, sigma = 0.5 * math.pi * self.alpha(t), self.sigma(t)
+        return Slopes(0.5 * math.pi * sigma, -alpha, -2 * sigma * alpha)
+
+    def time(self, u: float | Tensor) -> Tensor:
+        """From tan(pi (1-t)/2) = u/(1-u)."""
+        u = as_time(u)
+        return 1 - torch.atan2(u, 1 - u) / (0.5 * math.pi)
+
+    def scale(self, u: float | Tensor) -> Tensor:
+        """1/sqrt((1-u)^2 + u^2)."""
+        u = as_time(u)
+        return 1 / torch.hypot(1 - u, u)
+
+
+@dataclass(frozen=True)
+class Interpolant(GaussianPath):
+    """A path's alpha and sigma between data and a source of any kind, coupled in any way: x_t = alpha x + sigma z.
+
+    path:   gives alpha and sigma, by default `CondOT()`.
+    source: the law of z, an object with `.sample(shape, generator)` for `sample` and `.log_prob(x)` for `log_prob`;
+            None for standard normals that are coupled with the data, as by `OptimalTransport` or `rectify`.
+
+    `loss` regresses the velocity, the ODE carries source to data, and whatever needs a score raises a ValueError:
+    E[z | x_t] is one only where z is Gaussian and independent of x. Raises ValueError for a source on a path that does
+    not end in it, alpha = 0 and sigma = 1. Albergo et al., 2023, arXiv:2303.08797.
+    """
+
+    path: GaussianPath = field(default_factory=CondOT)
+    source: Source | None = None
+    has_score = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.path, GaussianPath):
+            raise TypeError(f"path must be a GaussianPath such as CondOT(), and it is {self.path!r}.")
+        u, r = self.path.ends[1], float(self.path.scale(1.0)) if self.path.ends[1] == 1 else math.nan
+        if self.source is not None and (u, r) != (1.0, 1.0):
+            raise ValueError(f"A source needs a path that ends in it, and {self.path!r} ends at u = {u} and not in it.")
+
+    @property
+    def t_data(self) -> float:
+        """The path's own."""
+        return self.path.t_data
+
+    @property
+    def t_noise(self) -> float:
+        """The path's own."""
+        return self.path.t_noise
+
+    def alpha(self, t: float | Tensor) -> Tensor:
+        """The path's own."""
+        return self.path.alpha(t)
+
+    def sigma(self, t: float | Tensor) -> Tensor:
+        """The path's own."""
+        return self.path.sigma(t)
+
+    def slopes(self, t: float | Tensor) -> Slopes:
+        """The path's own."""
+        return self.path.slopes(t)
+
+    def time(self, u: float | Tensor) -> Tensor:
+        """The path's own."""
+        return self.path.time(u)
+
+    def scale(self, u: float | Tensor) -> Tensor:
+        """The path's own."""
+        return self.path.scale(u)
+
+
+@dataclass(frozen=True)
+class Retimed(GaussianPath):
+    """A path read on another clock, linear in its own: data at `t_data`, noise at `t_noise`.
+
+    Retimed(CondOT(), 0.0, 1.0) is the rectified flow of image models, noise growing with t. The samples are the same;
+    velocities change sign and scale with dt. Raises ValueError unless the two times are finite and differ.
+    """
+
+    path: GaussianPath
+    t_data: float
+    t_noise: float
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.path, GaussianPath):
+            raise TypeError(f"path must be a GaussianPath such as CondOT(), and it is {self.path!r}.")
+        if _checks.real("t_data", self.t_data) == _checks.real("t_noise", self.t_noise):
+            raise ValueError(f"t_data and t_noise must differ, and both are {self.t_data}.")
+
+    @property
+    def has_score(self) -> bool:
+        """The path's own."""
+        return self.path.has_score
+
+    @property
+    def source(self) -> Source | None:
+        """The path's own."""
+        return self.path.source
+
+    @property
+    def _rate(self) -> float:
+        return (self.path.t_noise - self.path.t_data) / (self.t_noise - self.t_data)
+
+    def _own(self, t: float | Tensor) -> Tensor:
+        """The path's own time, from whichever end is nearer: both are met exactly."""
+        t = as_time(t)
+        near_data = (t - self.t_data).abs() <= (t - self.t_noise).abs()
+        from_data = self.path.t_data + self._rate * (t - self.t_data)
+        return torch.where(near_data, from_data, self.path.t_noise + self._rate * (t - self.t_noise))
+
+    def alpha(self, t: float | Tensor) -> Tensor:
+        """The path's own at its own time."""
+        return self.path.alpha(self._own(t))
+
+    def sigma(self, t: float | Tensor) -> Tensor:
+        """The path's own at its own time."""
+        return self.path.sigma(self._own(t))
+
+    def slopes(self, t: float | Tensor) -> Slopes:
+        """The path's own, by the chain rule."""
+        return Slopes(*(self._rate * slope for slope in self.path.slopes(self._own(t))))
+
+    def time(self, u: float | Tensor) -> Tensor:
+        """The path's own time, read on this clock."""
+        return self.t_data + (self.path.time(u) - self.path.t_data) / self._rate
+
+    def scale(self, u: float | Tensor) -> Tensor:
+        """The path's own."""
+        return self.path.scale(u)

@@ -74,7 +74,7 @@ def test_the_readme_table_is_the_registry():
     rows = {}
     for line in (ROOT / "README.md").read_text().splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
-        match = re.fullmatch(r"`(SDESolver|ODESolver|Ancestral)\(?\"?(\w*)\"?.*`", cells[0])
+        match = re.fullmatch(r"`(SDESolver|ODESolver|Ancestral|DDIM)\(?\"?(\w*)\"?.*`", cells[0])
         if match and len(cells) == 5:
             rows[match[1], match[2]] = cells[1:]
     expected = {}
@@ -83,8 +83,8 @@ def test_the_readme_table_is_the_registry():
         expected["SDESolver", name] = ["SDE", order, f"{method.calls}", method.when]
     for name, method in ODE_METHODS.items():
         expected["ODESolver", name] = ["ODE", f"{method.order}", f"{method.calls}", method.when]
-    ancestral = rows.pop(("Ancestral", "steps"))
-    assert ancestral[2] == "1"
+    for chain in ("Ancestral", "DDIM"):
+        assert rows.pop((chain, "steps"))[:3] == ["the chain", "1", "1"]
     assert rows == expected
 
 
@@ -103,6 +103,20 @@ def test_the_readme_program_runs():
     names["solver"] = sdegen.ODESolver("rk4", steps=4)
     exec(program, names)
     assert names["logp"].shape == (64,)
+
+
+def test_the_readme_chapters_run():
+    """DDPM and flows, as printed, on small tensors: the later lines use what the earlier ones named."""
+    torch = importlib.import_module("torch")
+    torch.set_default_dtype(torch.float32)
+    from sdegen.nets import MLP, UNet
+
+    chapters = re.findall(r"```python\n(path = .*?)```", (ROOT / "README.md").read_text(), re.S)
+    assert len(chapters) == 2
+    x, levels = torch.randn(4, 2), (2 * torch.randint(0, 256, (2, 3, 8, 8)) / 255 - 1).float()
+    ddpm = {"net": UNet(channels=3, width=8), "betas": torch.linspace(1e-3, 0.3, 20), "x": levels, "images": levels}
+    for names, program in zip((ddpm, {"net": MLP(2, 16), "x": x}), chapters, strict=True):
+        exec(program.replace("(64, 3, 32, 32)", "(2, 3, 8, 8)").replace("200", "20"), {"sdegen": sdegen, **names})
 
 
 def test_import_is_light_and_touches_no_global_state():

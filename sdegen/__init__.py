@@ -15,19 +15,12 @@ from sdegen.flow_paths import CondOT, Interpolant, Retimed, Trigonometric
 from sdegen.flows import rectify, straightness, vector_field
 from sdegen.gaussian_path import GaussianPath
 from sdegen.likelihood import log_prob
-from sdegen.losses import (
-    ChainTimes,
-    LikelihoodTimes,
-    LikelihoodWeighting,
-    LowDiscrepancyTimes,
-    MinSNR,
-    UniformTimes,
-    loss,
-)
+from sdegen.losses import LikelihoodWeighting, MinSNR, loss
 from sdegen.models import Model, ScoreModel
 from sdegen.paths import VESDE, VPSDE, CosineVPSDE, SubVPSDE
 from sdegen.sampling import Solution, decode, encode, sample, solve
 from sdegen.solvers import DDIM, Ancestral, ODESolver, PowerGrid, SDESolver
+from sdegen.times import ChainTimes, LikelihoodTimes, LowDiscrepancyTimes, UniformTimes
 
 __all__ = [
     "DDIM",

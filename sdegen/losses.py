@@ -8,8 +8,7 @@ so that for "score" it is [sigma s_theta + eps]^2, number for number the loss of
 minimiser is E[target | x_t]: s = -E[eps | x_t]/sigma for denoising score matching, dx/dt for flow matching.
 
 Weightings are stated on the squared error of eps and converted, |d eps| = (1-u) / ((1-u) b - u a) |d (k p)| in straight
-coordinates, so a weighting means the same for every prediction. Times are drawn with an importance weight: the density
-of uniform time over the density they were drawn from.
+coordinates, so a weighting means the same for every prediction. Times are drawn with an importance weight (times.py).
 
 A Connection Between Score Matching and Denoising Autoencoders, Vincent, 2011; Song et al., 2021, arXiv:2011.13456;
 Maximum Likelihood Training of Score-Based Diffusion Models, Song et al., 2021, arXiv:2101.09258; Lipman et al., 2023,
@@ -25,13 +24,13 @@ import torch
 from torch import Tensor
 
 from sdegen import _checks
-from sdegen._shapes import Generators, as_time, batch_of_times, like, normal, rows_of_cond, uniform
+from sdegen._shapes import Generators, as_time, batch_of_times, like, normal, rows_of_cond
 from sdegen.couplings import Coupling, Independent
 from sdegen.gaussian_path import GaussianPath
 from sdegen.models import PREDICTIONS, Cond, ScoreModel
+from sdegen.times import Times, UniformTimes
 
 Weighting = Callable[[GaussianPath, Tensor], Tensor]
-Times = Callable[[GaussianPath, int, Generators, torch.dtype, torch.device], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -65,89 +64,6 @@ class MinSNR:
         return torch.clamp(self.gamma * (path.sigma(t) / path.alpha(t)) ** 2, max=1.0)
 
 
-@dataclass(frozen=True)
-class UniformTimes:
-    """Independent uniform times between the ends of the path, the data end itself left out."""
-
-    def __call__(
-        self, path: GaussianPath, n: int, generator: Generators, dtype: torch.dtype, device: torch.device
-    ) -> tuple[Tensor, Tensor]:
-        """n times and their importance weights, both (n,)."""
-        fraction = uniform(n, generator, dtype, device)
-        return path.t_data + (path.t_noise - path.t_data) * fraction, torch.ones_like(fraction)
-
-
-@dataclass(frozen=True)
-class LowDiscrepancyTimes:
-    """Uniform times spread evenly over the batch: i/n + U mod 1 with one U for all.
-
-    Lowers the variance of the loss at no cost. Kingma et al., 2021, arXiv:2107.00630.
-    """
-
-    def __call__(
-        self, path: GaussianPath, n: int, generator: Generators, dtype: torch.dtype, device: torch.device
-    ) -> tuple[Tensor, Tensor]:
-        """n times and their importance weights, both (n,)."""
-        fraction = _spread(n, generator, dtype, device)
-        return path.t_data + (path.t_noise - path.t_data) * fraction, torch.ones_like(fraction)
-
-
-@dataclass(frozen=True)
-class ChainTimes:
-    """The times k/K of a chain, k uniform on 1 ... K: with them `loss` on an eps network is Ho et al.'s Algorithm 1.
-
-    steps: K; may be left out on a `DDPM` path. Ho et al., 2020, arXiv:2006.11239.
-    """
-
-    steps: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.steps is not None:
-            _checks.whole("steps", self.steps)
-
-    def __call__(
-        self, path: GaussianPath, n: int, generator: Generators, dtype: torch.dtype, device: torch.device
-    ) -> tuple[Tensor, Tensor]:
-        """n times and their importance weights, both (n,)."""
-        steps = self.steps or path.steps
-        if steps is None:
-            raise ValueError(f"ChainTimes needs steps on {path!r}, which has no chain of its own.")
-        k = torch.ceil(steps * uniform(n, generator, dtype, device))
-        return path.t_data + (path.t_noise - path.t_data) * (k / steps), torch.ones_like(k)
-
-
-@dataclass(frozen=True)
-class LikelihoodTimes:
-    """Times whose log-SNR is uniform between the clocks u_min and u_max: importance sampling for `LikelihoodWeighting`.
-
-    The product of that weight and the importance weight is then the constant (lambda_max - lambda_min)/2, on any path.
-    Low-discrepancy as `LowDiscrepancyTimes`. u_min must be positive, since log-SNR is infinite at u = 0; both are cut
-    to the path's ends. Raises ValueError unless 0 < u_min < u_max < 1.
-    """
-
-    u_min: float = 1e-3
-    u_max: float = 0.999
-
-    def __post_init__(self) -> None:
-        _checks.real("u_min", self.u_min, 0, 1, strict=True)
-        _checks.real("u_max", self.u_max, self.u_min, 1, strict=True)
-
-    def __call__(
-        self, path: GaussianPath, n: int, generator: Generators, dtype: torch.dtype, device: torch.device
-    ) -> tuple[Tensor, Tensor]:
-        """n times and their importance weights, both (n,)."""
-        ends = torch.tensor([max(self.u_min, path.ends[0]), min(self.u_max, path.ends[1])], dtype=torch.float64)
-        if ends[0] >= ends[1]:
-            raise ValueError(
-                f"{self!r} does not meet {path!r}, whose clock runs from {path.ends[0]} to {path.ends[1]}."
-            )
-        high, low = (2 * torch.log((1 - ends) / ends)).tolist()
-        fraction = _spread(n, generator, dtype, device)
-        t = path.time(torch.sigmoid(-0.5 * (high + (low - high) * fraction)))
-        rate = (path.diffusion(t) / path.sigma(t)) ** 2  # |d lambda / dt|, the density of t up to its integral
-        return t, (high - low) / (rate * abs(path.t_noise - path.t_data))
-
-
 def loss(
     model: ScoreModel,
     x: Tensor,
@@ -178,30 +94,14 @@ def loss(
     One network call. On the CPU, NaN in x is refused; on an accelerator that look would stall the training loop.
     Raises TypeError or ValueError for input that is not as described.
     """
-    if not isinstance(model, ScoreModel):
-        raise TypeError(f"loss needs a ScoreModel, whose network it trains, and model is {type(model).__name__}.")
-    _checks.batch("x", x, finite=x.device.type == "cpu" if isinstance(x, Tensor) else False)
-    _checks.choice("reduction", reduction, ("mean", "none"))
-    _checks.generators(generator, len(x), x.device)
-    for name, value in (("weighting", weighting), ("times", times), ("coupling", coupling)):
-        if value is not None and not callable(value):
-            raise TypeError(f"{name} must be callable, such as MinSNR() or UniformTimes(), and it is {value!r}.")
-    if model.path.has_score and not isinstance(coupling, (Independent, type(None))):
-        raise ValueError(
-            f"{coupling!r} ties the noise to the data, which leaves no score behind; put the model on an "
-            f"Interpolant(path), and path is {model.path!r}."
-        )
-    if not len(x):
-        raise ValueError(f"An empty batch, shape {tuple(x.shape)}, has no loss.")
-    path = model.path
+    path = _checked(model, x, {"weighting": weighting, "times": times, "coupling": coupling}, reduction, generator)
     if t is None:
         t, importance = (times or UniformTimes())(path, len(x), generator, x.dtype, x.device)
         _one_each("times", t, x)
+    elif times is None:
+        t, importance = path.checked_times(batch_of_times(t, x.to(torch.promote_types(x.dtype, torch.float32)))), 1.0
     else:
-        if times is not None:
-            raise ValueError(f"Give either t or times, and t = {t!r} came with times = {times!r}.")
-        t = path.checked_times(batch_of_times(t, x.to(torch.promote_types(x.dtype, torch.float32))))
-        importance = None
+        raise ValueError(f"Give either t or times, and t = {t!r} came with times = {times!r}.")
     eps = _drawn_noise(path, x, generator) if noise is None else _given_noise(noise, x)
     if coupling is not None:
         rows, partners = coupling(x, eps, generator)
@@ -209,14 +109,36 @@ def loss(
     alpha, sigma = path.alpha(t), path.sigma(t)
     row = [as_time(n).to(t).expand_as(t) for n in PREDICTIONS[model.predicts](path, t, alpha, sigma)]
     a, b, k = (like(n, x) for n in row)
-    weight = 1.0 if importance is None else importance
+    weight = importance
     if weighting is not None:
-        weight = (
-            weight * _one_each("weighting", weighting(path, t), x) * _eps_per_prediction(alpha, sigma, *row[:2]) ** 2
-        )
+        per_eps = _eps_per_prediction(alpha, sigma, *row[:2]) ** 2
+        weight = importance * _one_each("weighting", weighting(path, t), x) * per_eps
     p = model((like(alpha, x) * x + like(sigma, x) * eps).to(x.dtype), t, cond)
     error = weight * (k * p - (a * x + b * eps)).square().flatten(1).mean(1)
     return error.mean() if reduction == "mean" else error
+
+
+def _checked(
+    model: object, x: Tensor, values: dict[str, object], reduction: object, generator: Generators
+) -> GaussianPath:
+    """The model's path, after every check of the arguments that needs no network."""
+    if not isinstance(model, ScoreModel):
+        raise TypeError(f"loss needs a ScoreModel, whose network it trains, and model is {type(model).__name__}.")
+    _checks.batch("x", x, finite=x.device.type == "cpu" if isinstance(x, Tensor) else False)
+    _checks.choice("reduction", reduction, ("mean", "none"))
+    _checks.generators(generator, len(x), x.device)
+    for name, value in values.items():
+        if value is not None and not callable(value):
+            raise TypeError(f"{name} must be callable, such as MinSNR() or UniformTimes(), and it is {value!r}.")
+    coupling = values["coupling"]
+    if model.path.has_score and not isinstance(coupling, (Independent, type(None))):
+        raise ValueError(
+            f"{coupling!r} ties the noise to the data, which leaves no score behind; put the model on an "
+            f"Interpolant(path), and path is {model.path!r}."
+        )
+    if not len(x):
+        raise ValueError(f"An empty batch, shape {tuple(x.shape)}, has no loss.")
+    return model.path
 
 
 def _eps_per_prediction(alpha: Tensor, sigma: Tensor, a: Tensor, b: Tensor) -> Tensor:
@@ -229,16 +151,6 @@ def _one_each(name: str, values: Tensor, x: Tensor) -> Tensor:
         got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
         raise ValueError(f"{name} must give one number a sample, shape ({len(x)},), and it gave {got}.")
     return values
-
-
-def _spread(n: int, generator: Generators, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """1 - (i/n + U mod 1), i = 0 ... n-1, on (0, 1]: even over the batch, and every row uniform by itself.
-
-    One U for all, from the first generator where there are several.
-    """
-    first = generator[:1] if isinstance(generator, (list, tuple)) else generator
-    shift = uniform(1, first, dtype, device)
-    return 1 - torch.remainder(torch.arange(n, dtype=shift.dtype, device=device) / max(n, 1) + shift, 1)
 
 
 def _drawn_noise(path: GaussianPath, x: Tensor, generator: Generators) -> Tensor:

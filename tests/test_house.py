@@ -21,7 +21,7 @@ LAYERS = [  # a file imports only from rows above its own
     {"_checks"},
     {"gaussian_path", "nets", "datasets"},
     {"paths", "flow_paths", "models"},
-    {"couplings"},
+    {"couplings", "times"},
     {"chain", "exact", "losses", "dynamics", "decoders"},
     {"solvers.grids", "solvers.brownian"},
     {"solvers.ode", "solvers.sde", "solvers.ancestral"},

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from sdegen import _checks
 from sdegen._shapes import Generators, as_time, event_size, like, normal, rows_of_cond, sum_event, uniform
+from sdegen.border import check_model
 from sdegen.decoders import Decoder, Discretized, decoder_of, nats
 from sdegen.dynamics import bar, evaluating
 from sdegen.models import PREDICTIONS, Cond, Model, ScoreModel
@@ -211,8 +212,7 @@ def prepared(
     model: object, x: Tensor, cond: Cond, noise: Tensor | None, generator: Generators
 ) -> tuple[Tensor, Mapping[str, object]]:
     """`x` in at least float32 and the conditions, after every check that needs no network."""
-    if not isinstance(model, Model):
-        raise TypeError(f"model must be a ScoreModel or the .model(path) of an exact target, and it is {model!r}.")
+    check_model(model)
     model.needs_score("A variational bound")
     x = _checks.batch("x", x).detach()
     _checks.generators(generator, len(x), x.device)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from sdegen import _checks
+from sdegen.border import check_model
 from sdegen.flow_paths import CondOT, Interpolant, Retimed
 from sdegen.gaussian_path import Source
 from sdegen.models import Cond, Model, ScoreModel
@@ -30,8 +31,7 @@ def rectify(model: Model, z: Tensor, solver: ODESolver | None = None, *, cond: C
 
     Retrain with `loss(new, x, noise=z)`, the new model on an `Interpolant`. Liu et al., 2023, arXiv:2209.03003.
     """
-    if not isinstance(model, Model):
-        raise TypeError(f"model must be a ScoreModel or the .model(path) of an exact target, and it is {model!r}.")
+    check_model(model)
     sigma = model.path.sigma(torch.tensor(model.path.t_noise, dtype=torch.float64)).item()
     return decode(model, sigma * _checks.batch("z", z), solver, cond=cond)
 

@@ -19,9 +19,9 @@ from torch import Tensor
 from sdegen import _checks
 from sdegen._checks import NonFiniteError
 from sdegen._shapes import Generators, event_size
+from sdegen.border import check_model, interval, ode_solver, scale_at, working
 from sdegen.dynamics import Hutchinson, Problem, check_differentiable, draw_probes, evaluating, products_at_once
-from sdegen.models import Model
-from sdegen.sampling import Cond, _check_model, _interval, _ode, _scale, _working
+from sdegen.models import Cond, Model
 from sdegen.solvers import ODESolver
 
 EXACT_UP_TO = 256
@@ -64,40 +64,57 @@ def log_prob(
     network in its own. Raises ValueError for a network that blocks gradients or is random, NonFiniteError for a
     log-density that is not finite, and as `solve` does. The result carries no gradient.
     """
-    _check_model(model)
+    check_model(model)
     x = _checks.batch("x", x)
-    solver = _ode(solver)
+    solver = ode_solver(solver)
     cond = _checks.conditions(cond)
     _checks.generators(generator, len(x), x.device)
-    u_from, u_to = _interval(model, "noise", u)
-    d = event_size(x.shape)
-    if not isinstance(trace, Hutchinson):
-        _checks.choice("trace", trace, ("exact", "auto"))
-        trace = Hutchinson(AUTO_PROBES) if trace == "auto" and d > EXACT_UP_TO else None
-    own = prior is not None  # a prior of the user's may well be zero somewhere
-    prior = prior if own else model.path.prior_at(u_to)
-    if not callable(getattr(prior, "log_prob", None)):
-        raise TypeError(f"prior must have a method log_prob(x) -> (B,), and {prior!r} has none.")
+    u_from, u_to = interval(model, "noise", u)
+    probes = _probes(trace, event_size(x.shape))
+    density = _density(prior, model, u_to)
     with torch.inference_mode(False), torch.no_grad(), evaluating(model):
         cond = {k: v.clone() if isinstance(v, Tensor) and v.is_inference() else v for k, v in cond.items()}
-        y = _working(x) / _scale(model, u_from)
+        y = working(x) / scale_at(model, u_from)
         if not len(x):
             return y.new_empty(0)
-        problem = Problem(model, y, u_from, u_to, cond, probes=draw_probes(y, trace, generator))
+        problem = Problem(model, y, u_from, u_to, cond, probes=draw_probes(y, probes, generator))
         check_differentiable(problem)
         problem.chunk = products_at_once(problem)
         path = solver.run(problem)
-        at_noise = prior.log_prob(_scale(model, u_to) * path.y)
-        if not isinstance(at_noise, Tensor) or at_noise.shape != (len(x),):
-            got = tuple(at_noise.shape) if isinstance(at_noise, Tensor) else type(at_noise).__name__
-            raise ValueError(
-                f"prior.log_prob must return one number a sample, shape ({len(x)},), and it returned {got}."
-            )
-        logp = at_noise + d * math.log(_scale(model, u_to) / _scale(model, u_from)) + path.divergence
-        bad = int((torch.isnan(logp) | (logp == math.inf)).sum()) if own else int((~torch.isfinite(logp)).sum())
-        if bad:
-            raise NonFiniteError(
-                f"The log-density of {bad} of {len(x)} samples is not finite at the noise end, u = {u_to:.6g}: the "
-                "latents are too large for the precision; use float64, smaller steps or a tighter tolerance."
-            )
+        logp = _at_noise(density, scale_at(model, u_to) * path.y) + path.divergence
+        logp = logp + event_size(x.shape) * math.log(scale_at(model, u_to) / scale_at(model, u_from))
+        _refuse_non_finite(logp, prior is not None or model.path.source is not None, u_to)
         return logp
+
+
+def _probes(trace: str | Hutchinson, d: int) -> Hutchinson | None:
+    """What stands for the trace: None for the exact one."""
+    if isinstance(trace, Hutchinson):
+        return trace
+    _checks.choice("trace", trace, ("exact", "auto"))
+    return Hutchinson(AUTO_PROBES) if trace == "auto" and d > EXACT_UP_TO else None
+
+
+def _density(prior: Density | None, model: Model, u: float) -> Density:
+    prior = model.path.prior_at(u) if prior is None else prior
+    if not callable(getattr(prior, "log_prob", None)):
+        raise TypeError(f"prior must have a method log_prob(x) -> (B,), and {prior!r} has none.")
+    return prior
+
+
+def _at_noise(prior: Density, z: Tensor) -> Tensor:
+    logp = prior.log_prob(z)
+    if not isinstance(logp, Tensor) or logp.shape != (len(z),):
+        got = tuple(logp.shape) if isinstance(logp, Tensor) else type(logp).__name__
+        raise ValueError(f"prior.log_prob must return one number a sample, shape ({len(z)},), and it returned {got}.")
+    return logp
+
+
+def _refuse_non_finite(logp: Tensor, may_vanish: bool, u: float) -> None:
+    """A prior of the user's may well be zero somewhere; nothing else may."""
+    bad = int((torch.isnan(logp) | (logp == math.inf)).sum() if may_vanish else (~torch.isfinite(logp)).sum())
+    if bad:
+        raise NonFiniteError(
+            f"The log-density of {bad} of {len(logp)} samples is not finite at the noise end, u = {u:.6g}: the latents "
+            "are too large for the precision; use float64, smaller steps or a tighter tolerance."
+        )

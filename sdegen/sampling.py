@@ -10,14 +10,11 @@ from torch import Tensor
 
 from sdegen import _checks
 from sdegen._shapes import Generators
+from sdegen.border import Solver, check_model, check_solver, interval, ode_solver, scale_at, working
 from sdegen.dynamics import Path, Problem, evaluating
 from sdegen.gaussian_path import Normal, Source
 from sdegen.models import Cond, Model
-from sdegen.solvers import DDIM, Ancestral, ODESolver, SDESolver
-
-Solver = SDESolver | ODESolver | Ancestral | DDIM
-
-LIKELIHOOD_SOLVER = ODESolver("dopri8", rtol=1e-6)
+from sdegen.solvers import ODESolver
 
 
 @dataclass(frozen=True)
@@ -72,12 +69,12 @@ def sample(
 
     Raises TypeError or ValueError for bad input before the first network call, NonFiniteError if a state diverges.
     """
-    _check_model(model)
+    check_model(model)
     shape = _checks.batch_shape(shape)
     dtype, device = _dtype_and_device(model, dtype, device)
     _checks.generators(generator, shape[0], device)
     if x_T is None:
-        u_from, _ = _interval(model, "data", u)
+        u_from, _ = interval(model, "data", u)
         start = _drawn(model.path.prior_at(u_from), shape, generator, dtype, device)
     else:
         start = _checks.batch("x_T", x_T).to(device, dtype)
@@ -110,7 +107,7 @@ def encode(
     u: tuple[float, float] | None = None,
 ) -> Tensor:
     """The latent z = x_T of data `x` (B, *event) under the ODE, unscaled; `solver` defaults to that of `log_prob`."""
-    return solve(model, x, _ode(solver), to="noise", cond=cond, u=u).x
+    return solve(model, x, ode_solver(solver), to="noise", cond=cond, u=u).x
 
 
 def decode(
@@ -122,7 +119,7 @@ def decode(
     u: tuple[float, float] | None = None,
 ) -> Tensor:
     """The data whose latent is `z` (B, *event): the inverse of `encode`."""
-    return solve(model, z, _ode(solver), to="data", cond=cond, u=u).x
+    return solve(model, z, ode_solver(solver), to="data", cond=cond, u=u).x
 
 
 def solve(
@@ -149,17 +146,17 @@ def solve(
 
     The network runs in eval mode without gradients and is put back afterwards. Raises as `sample` does.
     """
-    _check_model(model)
+    check_model(model)
     x = _checks.batch("x", x)
-    _check_solver(solver)
+    check_solver(solver)
     _checks.choice("end", to, ("data", "noise"))
-    u_from, u_to = _interval(model, to, u)
+    u_from, u_to = interval(model, to, u)
     cond = _checks.conditions(cond)
     _checks.generators(generator, len(x), x.device)
     if noise is not None and not (isinstance(noise, Tensor) or callable(noise)):
         raise TypeError(f"noise must be a tensor of standard normals or a callable from k to them, not {noise!r}.")
     with torch.inference_mode(False), torch.no_grad(), evaluating(model):
-        start = _working(x) / _scale(model, u_from)
+        start = working(x) / scale_at(model, u_from)
         problem = Problem(model, start, u_from, u_to, cond, noise, generator, trajectory, progress)
         path = solver.run(problem) if len(x) else _empty(problem)
         return _solution(model, path, x.dtype)
@@ -173,43 +170,14 @@ def _solution(model: Model, path: Path, dtype: torch.dtype) -> Solution:
     if path.states:
         scale = model.path.scale(u).tolist()
         trajectory = torch.stack([(r * y).to(dtype) for r, y in zip(scale, path.states, strict=True)])
-    x = (_scale(model, path.u[-1]) * path.y).to(dtype)
+    x = (scale_at(model, path.u[-1]) * path.y).to(dtype)
     return Solution(x, trajectory, t, u, path.calls, path.accepted, path.rejected, path.error)
-
-
-def _working(x: Tensor) -> Tensor:
-    """`x` as an ordinary tensor in at least float32: half precision would round the clock's steps away."""
-    return x.detach().to(torch.promote_types(x.dtype, torch.float32)).clone()
 
 
 def _empty(problem: Problem) -> Path:
     """An empty batch arrives without a query."""
     y, u = problem.y, [problem.u_from, problem.u_to]
     return Path(y, u, [y, y] if problem.trajectory else [])
-
-
-def _scale(model: Model, u: float) -> float:
-    return float(model.path.scale(torch.tensor(u, dtype=torch.float64)))
-
-
-def _interval(model: Model, to: str, u: tuple[float, float] | None) -> tuple[float, float]:
-    """(u_from, u_to): the ends of the path, or the part of it that was asked for."""
-    low, high = model.path.ends
-    if u is None:
-        ends = (high, low) if to == "data" else (low, high)
-        model.covers(*ends)
-        return ends
-    if not isinstance(u, (tuple, list)) or len(u) != 2:
-        raise TypeError(f"u must be a pair (from, to) on the straight clock, and it is {u!r}.")
-    u_from, u_to = (_checks.real("every end in u", end) for end in u)
-    if not all(low - 1e-12 <= end <= high + 1e-12 for end in (u_from, u_to)):
-        raise ValueError(f"u = ({u_from}, {u_to}) leaves the path: {model.path!r} runs from u = {low} to {high}.")
-    if u_from == u_to or (u_from > u_to) != (to == "data"):
-        order = "from > to" if to == "data" else "from < to"
-        raise ValueError(f"A solve to the {to} needs u with {order}, and it is ({u_from}, {u_to}).")
-    ends = min(max(u_from, low), high), min(max(u_to, low), high)
-    model.covers(*ends)
-    return ends
 
 
 def _dtype_and_device(
@@ -224,20 +192,3 @@ def _dtype_and_device(
     except RuntimeError as error:
         raise ValueError(f"device must name a torch device such as 'cpu' or 'cuda', and it is {device!r}.") from error
     return dtype or first.dtype, device
-
-
-def _ode(solver: ODESolver | None) -> ODESolver:
-    solver = LIKELIHOOD_SOLVER if solver is None else solver
-    if not isinstance(solver, ODESolver):
-        raise TypeError(f"Only the ODE can be solved both ways: give an ODESolver, not {solver!r}.")
-    return solver
-
-
-def _check_solver(solver: object) -> None:
-    if not isinstance(solver, Solver):
-        raise TypeError(f"solver must be an SDESolver, ODESolver, Ancestral or DDIM, and it is {solver!r}.")
-
-
-def _check_model(model: object) -> None:
-    if not isinstance(model, Model):
-        raise TypeError(f"model must be a ScoreModel or the .model(path) of an exact target, and it is {model!r}.")

@@ -26,6 +26,7 @@ LAYERS = [  # a file imports only from rows above its own
     {"solvers.grids", "solvers.brownian"},
     {"solvers.ode", "solvers.sde", "solvers.ancestral"},
     {"solvers"},
+    {"border"},
     {"sampling"},
     {"likelihood", "flows", "ddpm", "interop"},
     {"bounds", "entropy_form"},

@@ -124,7 +124,8 @@ def on_digits(args: argparse.Namespace) -> None:
     print_header()
     number = 100 if args.quick else 300
     cond = {"label": test_labels[:number]}
-    held_out, more = dequantise(tests[:number]), dequantise(images[:number])
+    some = torch.randperm(len(images), generator=torch.Generator().manual_seed(args.seed))[:number]  # writers mixed
+    held_out, more = dequantise(tests[:number]), dequantise(images[some.to(args.device)])
     compared = compare("digits", model, held_out, more, 50 if args.quick else 100, cond)
     read_likelihood(args, model, images, tests, test_labels)
     first = [int((test_labels[:number] == c).nonzero()[0]) for c in range(10)]

@@ -37,7 +37,8 @@ class VLB:
     transitions: L_1 ... L_{K-1}, nearest the data first, (B, K-1); or (B, draws) numbers whose sum estimates theirs.
     decoder:     L_0, (B,): minus a log-density with the Gaussian decoder, a log-probability with a discretised one.
     size:        d, the number of values in one sample.
-    standard_error: (B,), of `total` from drawing k or t; None where every k was visited.
+    standard_error: (B,), of the sum of `transitions` where k or t was drawn, else None. Not in it: the one draw of eps
+                 behind every term, the decoder's among them, which only repeated calls can tell.
     """
 
     prior: Tensor

@@ -21,7 +21,7 @@ from torch import Tensor
 from sdegen import _checks
 from sdegen._checks import NonFiniteError
 from sdegen._shapes import Generators, event_size, normal, rows_of_cond, sum_event, uniform
-from sdegen.ddpm import ModelChain, clean, optimal_variance, parts, prepared, rows_of
+from sdegen.ddpm import ModelChain, optimal_variance, parts, prepared, rows_of
 from sdegen.decoders import Decoder, Discretized, decoder_of
 from sdegen.dynamics import bar, evaluating
 from sdegen.models import Cond, Model
@@ -120,7 +120,7 @@ def vlb(
     K network calls a part, or draws + 1. The prior is the path's own, N(0, sigma_K^2). Raises TypeError or ValueError
     before the first network call for bad input, data off the decoder's levels among it; NonFiniteError if the bound is.
     """
-    x, cond = prepared(model, x, cond, noise, generator)
+    y, cond, dtype = prepared(model, x, cond, noise, generator)
     decoder = decoder_of(decoder, x)
     if draws is not None:
         check_draws(draws)
@@ -129,8 +129,8 @@ def vlb(
     found = []
     with torch.inference_mode(False), torch.no_grad(), evaluating(model):
         for part in parts(x, batch_size):
-            eps = None if noise is None else noise[part].to(x)
-            reverse = _Reverse(model, x[part], solver, rows_of_cond(cond, part, len(x)), eps, rows_of(generator, part))
+            eps, given = None if noise is None else noise[part].to(y), rows_of_cond(cond, part, len(x))
+            reverse = _Reverse(model, y[part], solver, dtype, given, eps, rows_of(generator, part))
             terms = reverse.every_step(progress) if draws is None else reverse.some_steps(draws, progress)
             found.append((reverse.prior, *terms, reverse.decoded(decoder)))
     return joined(found, x)
@@ -160,22 +160,23 @@ def iwae(
     Importance Weighted Autoencoders, Burda et al., 2016, arXiv:1509.00519.
     """
     samples = _checks.whole("samples", samples)
-    x, cond = prepared(model, x, cond, None, generator)
+    y, cond, dtype = prepared(model, x, cond, None, generator)
     decoder = decoder_of(decoder, x)
     options = {"generator": generator, "batch_size": batch_size, "progress": progress}
     solver = _solver(model, x, Ancestral(steps, variance=variance, grid=grid), cond, options)
-    B, found = len(x), [x.new_empty(0)]
+    B, found = len(x), [y.new_empty(0)]
     size = B if batch_size is None else _checks.whole("batch_size", batch_size)
+    size = min(size, B) if isinstance(generator, (list, tuple)) else size  # one draw at a time from each
     with torch.inference_mode(False), torch.no_grad(), evaluating(model):
         for start in range(0, B * samples, max(size, 1)):
             which = torch.arange(start, min(start + size, B * samples)) % B
             own = [generator[i] for i in which] if isinstance(generator, (list, tuple)) else generator
             part = slice(0, B) if size == B else which.to(x.device)
-            reverse = _Reverse(model, x[part], solver, rows_of_cond(cond, part, B), None, own)
+            reverse = _Reverse(model, y[part], solver, dtype, rows_of_cond(cond, part, B), None, own)
             found.append(reverse.log_weight(decoder, progress))
     log_weights = torch.cat(found).reshape(samples, B).T
     _refuse_non_finite(log_weights.sum(1))
-    return IWAE(log_weights, event_size(x.shape))
+    return IWAE(log_weights.to(torch.promote_types(dtype, torch.float32)), event_size(x.shape))
 
 
 class _Reverse:
@@ -184,14 +185,15 @@ class _Reverse:
     def __init__(
         self,
         model: Model,
-        x: Tensor,
+        y: Tensor,
         solver: Ancestral,
+        dtype: torch.dtype,
         cond: Mapping[str, object],
         eps: Tensor | None,
         generator: Generators,
     ):
-        self._y = clean(model, x)
-        self._chain = ModelChain(model, self._y, solver)
+        self._y = y
+        self._chain = ModelChain(model, y, solver, dtype)
         self._cond, self._eps, self._generator = cond, eps, generator
 
     def _draw(self) -> Tensor:
@@ -294,7 +296,7 @@ def _solver(
     model: Model, x: Tensor, solver: Ancestral, cond: Mapping[str, object], options: dict[str, object]
 ) -> Ancestral:
     """The solver, checked on the model's path, with "optimal" replaced by the variances themselves."""
-    ModelChain(model, x, solver)
+    ModelChain(model, x.double(), solver, x.dtype)
     if isinstance(solver.variance, str) and solver.variance == "optimal" and len(x):
         best = optimal_variance(model, x, solver.steps, grid=solver.grid, cond=cond, **options)
         return Ancestral(solver.steps, variance=best, grid=solver.grid)
@@ -305,7 +307,8 @@ def joined(found: list[tuple[Tensor, Tensor, Tensor | None, Tensor]], x: Tensor)
     """The parts' (prior, transitions, standard error, decoder) as one."""
     empty = (x.new_empty(0), x.new_empty(0, 0), None, x.new_empty(0))
     columns = list(zip(*(found or [empty]), strict=True))
-    prior, transitions, error, decoder = (None if c[0] is None else torch.cat(c) for c in columns)
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    prior, transitions, error, decoder = (None if c[0] is None else torch.cat(c).to(dtype) for c in columns)
     bound = VLB(prior, transitions, decoder, event_size(x.shape), error)
     _refuse_non_finite(bound.total)
     return bound

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from scipy.interpolate import PchipInterpolator
+from scipy.interpolate import CubicHermiteSpline, PchipInterpolator
 from torch import Tensor
 
 from sdegen import _checks
@@ -22,7 +22,7 @@ from sdegen._shapes import as_time
 from sdegen.gaussian_path import GaussianPath
 from sdegen.paths import CosineVPSDE, VariancePreserving
 
-NEWTON_STEPS = 12
+NEWTON_STEPS = 20
 """Enough for a monotone cubic to the last digit; a fixed number, so that no device is ever waited for."""
 
 
@@ -42,7 +42,13 @@ class DDPM(VariancePreserving):
     """
 
     def __init__(self, betas: Tensor | np.ndarray | Sequence[float], *, smooth: bool = False):
-        table = torch.as_tensor(betas).detach().to("cpu", torch.float64)
+        try:
+            table = torch.as_tensor(betas).detach().to("cpu")
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(f"betas must be numbers in a tensor, array or list, and they are {betas!r}.") from error
+        if table.is_complex() or table.dtype is torch.bool:
+            raise TypeError(f"betas must be real numbers, and they have dtype {table.dtype}.")
+        table = table.double()
         if table.ndim != 1 or table.numel() == 0:
             raise ValueError(f"betas must be a non-empty 1-D sequence, and it has shape {tuple(table.shape)}.")
         wrong = torch.nonzero(~((table > 0) & (table < 1)))
@@ -82,9 +88,13 @@ class DDPM(VariancePreserving):
 
         beta_k = 1 - exp(-(B(t_k) - B(t_{k-1}))), B = -log alpha^2. `max_beta` cuts every beta, which a path that ends
         in pure noise (alpha = 0) needs: the chain is then the path at every k but the last.
-        Raises ValueError unless alpha^2 + sigma^2 = 1.
+        Raises ValueError unless alpha^2 + sigma^2 = 1 and sigma is 0 at the data.
         """
+        if not isinstance(path, GaussianPath):
+            raise TypeError(f"path must be a GaussianPath such as VPSDE(), and it is {path!r}.")
         steps = _checks.whole("steps", steps)
+        if path.ends[0] > 0:
+            raise ValueError(f"A DDPM starts at clean data, and {path!r} starts at u = {path.ends[0]:g}.")
         if max_beta is not None:
             _checks.real("max_beta", max_beta, 0, 1, strict=True)
         t = path.t_data + (path.t_noise - path.t_data) * torch.arange(steps + 1, dtype=torch.float64) / steps
@@ -113,7 +123,10 @@ class DDPM(VariancePreserving):
         network with an embedding table take `lambda t: path.index(t).round().long()`; for one on another
         variance-preserving path, `lambda t: chain.index(chain.time(path.clock(t)))`, which matches the log-SNR.
         """
-        return torch.clamp(self._position(as_time(t)) - 1, min=0)
+        position = self.checked_times(as_time(t)) * self.steps
+        whole = torch.round(position)
+        near = (position - whole).abs() <= max(1e-9, 2 * torch.finfo(position.dtype).eps) * whole
+        return torch.clamp(torch.where(near, whole, position) - 1, min=0)
 
     def respaced(self, steps: int, spacing: str = "leading") -> Tensor:
         """A shorter chain: steps + 1 clocks u from noise to data, for `grid=` of `Ancestral` and `DDIM`.
@@ -132,6 +145,10 @@ class DDPM(VariancePreserving):
         else:
             k = torch.round(self.steps * (torch.arange(steps, 0, -1, dtype=torch.float64) / steps))
         return self.clock(torch.cat([k, k.new_zeros(1)]) / self.steps)
+
+    def __getstate__(self) -> dict[str, object]:
+        """Copies on other devices stay where they are."""
+        return {**self.__dict__, "_tables": {"cpu": self._tables["cpu"]}}
 
     def _table(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """B at the knots (K+1,) and the coefficients (3, K) within steps, in float64, on the device of `t`."""
@@ -189,7 +206,13 @@ def _lines(knots: np.ndarray) -> Tensor:
 
 
 def _cubics(knots: np.ndarray) -> Tensor:
-    """The same for the monotone cubic through the knots; one step has no curvature to find."""
+    """The same for the monotone cubic through the knots; one step has no curvature to find.
+
+    At a steep end PCHIP's slope is 0, where t(u) would have an infinite one: at least half the secant's is kept.
+    """
     if len(knots) == 2:
         return _lines(knots)
-    return torch.from_numpy(PchipInterpolator(np.arange(len(knots)), knots).c[2::-1].copy())
+    rise, steps = np.diff(knots), np.arange(len(knots))
+    slopes = PchipInterpolator(steps, knots).derivative()(steps)
+    slopes[[0, -1]] = np.maximum(slopes[[0, -1]], 0.5 * rise[[0, -1]])
+    return torch.from_numpy(CubicHermiteSpline(steps, knots, slopes).c[2::-1].copy())

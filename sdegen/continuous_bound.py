@@ -13,6 +13,7 @@ arXiv:2107.00630; Maximum Likelihood Training of Score-Based Diffusion Models, S
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ from torch import Tensor
 from sdegen import _checks
 from sdegen._shapes import Generators, like, normal, rows_of_cond, sum_event
 from sdegen.bounds import VLB, check_draws, joined, stratified, with_error
-from sdegen.ddpm import clean, parts, prepared, rows_of
+from sdegen.ddpm import parts, prepared, rows_of, whole_path
 from sdegen.decoders import Decoder, Discretized, decoder_of, nats
 from sdegen.dynamics import bar, evaluating
 from sdegen.models import Cond, Model, Query
@@ -47,75 +48,61 @@ def continuous_vlb(
 
     Other arguments as in `vlb`; draws + 1 network calls a part. Kingma et al., 2021, arXiv:2107.00630, equation 12.
     """
-    x, cond = prepared(model, x, cond, None, generator)
+    y_all, cond, dtype = prepared(model, x, cond, None, generator)
     decoder = decoder_of(decoder, x)
     check_draws(draws)
-    low, high = model.path.ends
-    model.covers(u_min if isinstance(u_min, float) else low, high)
+    low, high = whole_path(model)
     _checks.real("u_min", u_min, low, high, strict=True)
-    if low > 0:
-        raise ValueError(f"The bound needs a path from clean data, and {model.path!r} starts at u = {low:g}.")
-    found = []
+    dtype, found = model.working_dtype(dtype), []
     with torch.inference_mode(False), torch.no_grad(), evaluating(model):
         for part in parts(x, batch_size):
-            y, given, own = clean(model, x[part]), rows_of_cond(cond, part, len(x)), rows_of(generator, part)
-            terms = _integral(model, y, given, own, u_min, draws, progress)
-            start = _first_latent(model, x[part], y, given, own, u_min, decoder)
-            found.append((0.5 * ((1 - high) / high) ** 2 * sum_event(y**2), *terms, start))
+            y, given, own = y_all[part], rows_of_cond(cond, part, len(x)), rows_of(generator, part)
+            limit = _Limit(model, y, dtype, given, own)
+            terms = limit.integral(u_min, draws, progress)
+            prior = 0.5 * ((1 - high) / high) ** 2 * sum_event(y**2)
+            found.append((prior, *terms, limit.first_latent(u_min, decoder)))
     return joined(found, x)
 
 
-def _integral(
-    model: Model,
-    y: Tensor,
-    cond: Mapping[str, object],
-    generator: Generators,
-    u_min: float,
-    draws: int,
-    progress: bool,
-) -> tuple[Tensor, Tensor]:
-    """Random values (B, draws) whose sum estimates the integral of ((1-u)/u) |D_hat - D|^2 du, and its standard error.
+@dataclass
+class _Limit:
+    """The chain's limit for some rows of data."""
 
-    In w = log(1 + SNR), |dw| = 2 (1-u) du / (u ((1-u)^2 + u^2)), the integrand is ((1-u)^2 + u^2)/2 |D_hat - D|^2.
-    """
-    ends = torch.tensor([u_min, model.path.ends[1]], dtype=torch.float64)
-    high, low = torch.log1p(((1 - ends) / ends) ** 2).tolist()
-    with bar(draws, progress) as step:
-        found = []
-        for place in stratified(len(y), draws, generator, y):
-            u = 1 / (1 + torch.sqrt(torch.expm1(high + (low - high) * place.double())))
-            error = _slope_error(model, y, u, cond, generator)
-            found.append((0.5 * (high - low) / draws * ((1 - u) ** 2 + u**2)).to(y) * sum_event(error**2))
-            step()
-    return with_error(found)
+    model: Model
+    y: Tensor
+    dtype: torch.dtype
+    cond: Mapping[str, object]
+    generator: Generators
 
+    def integral(self, u_min: float, draws: int, progress: bool) -> tuple[Tensor, Tensor]:
+        """Random values (B, draws) whose sum estimates the integral, and its standard error.
 
-def _slope_error(model: Model, y: Tensor, u: Tensor, cond: Mapping[str, object], generator: Generators) -> Tensor:
-    """D_hat - D at clocks u (B,) in float64: one network call."""
-    eps = normal(y.shape, generator, y.dtype, y.device)
-    clock = like(u, y).to(y)
-    return _ask(model, (1 - clock) * y + clock * eps, u, -1.0, 1.0, cond) - (eps - y)
+        In w = log(1 + SNR), |dw| = 2 (1-u) du / (u ((1-u)^2 + u^2)), the integrand is ((1-u)^2 + u^2)/2 |D_hat - D|^2.
+        """
+        y = self.y
+        ends = torch.tensor([u_min, self.model.path.ends[1]], dtype=torch.float64)
+        high, low = torch.log1p(((1 - ends) / ends) ** 2).tolist()
+        with bar(draws, progress) as step:
+            found = []
+            for place in stratified(len(y), draws, self.generator, y):
+                u = 1 / (1 + torch.sqrt(torch.expm1(high + (low - high) * place)))
+                eps, clock = normal(y.shape, self.generator, y.dtype, y.device), like(u, y)
+                error = self._ask((1 - clock) * y + clock * eps, u, -1.0, 1.0) - (eps - y)
+                found.append(0.5 * (high - low) / draws * ((1 - u) ** 2 + u**2) * sum_event(error**2))
+                step()
+        return with_error(found)
 
+    def first_latent(self, u_min: float, decoder: Decoder) -> Tensor:
+        """-log p(x | x_t at u_min), (B,): the decoder's mean is x_hat, its deviation sigma/alpha."""
+        y = self.y
+        u = torch.full((len(y),), u_min, dtype=y.dtype, device=y.device)
+        state = (1 - u_min) * y + u_min * normal(y.shape, self.generator, y.dtype, y.device)
+        return nats(decoder, y, self._ask(state, u, 1.0, 0.0), torch.full_like(u[:1], u_min / (1 - u_min)))
 
-def _first_latent(
-    model: Model,
-    x: Tensor,
-    y: Tensor,
-    cond: Mapping[str, object],
-    generator: Generators,
-    u_min: float,
-    decoder: Decoder,
-) -> Tensor:
-    """-log p(x | x_t at u_min), (B,): the decoder's mean is x_hat, its deviation sigma/alpha."""
-    u = torch.full((len(y),), u_min, dtype=torch.float64, device=y.device)
-    state = (1 - u_min) * y + u_min * normal(y.shape, generator, y.dtype, y.device)
-    r = model.path.scale(torch.tensor(model.path.ends[0], dtype=torch.float64)).to(y)
-    return nats(decoder, x, r * _ask(model, state, u, 1.0, 0.0, cond), r * u_min / (1 - u_min))
-
-
-def _ask(model: Model, y: Tensor, u: Tensor, c: float, d: float, cond: Mapping[str, object]) -> Tensor:
-    """c x_hat + d eps_hat at states `y`, each at its own clock u (B,)."""
-    t = model.path.time(u)
-    t, numbers = model.query(u, t, torch.full_like(u, c), torch.full_like(u, d), torch.zeros_like(u))
-    query = Query(t.to(y), tuple(like(n, y).to(y) for n in numbers), model.working_dtype(y.dtype))
-    return model.estimate(y, query, cond)
+    def _ask(self, y: Tensor, u: Tensor, c: float, d: float) -> Tensor:
+        """c x_hat + d eps_hat at states `y`, each at its own clock u (B,)."""
+        t, numbers = self.model.query(
+            u, self.model.path.time(u), torch.full_like(u, c), torch.full_like(u, d), torch.zeros_like(u)
+        )
+        query = Query(t, tuple(like(n, y) for n in numbers), self.dtype)
+        return self.model.estimate(y, query, self.cond)

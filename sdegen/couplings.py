@@ -41,6 +41,10 @@ class OptimalTransport:
 
     replace: bool = False
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.replace, bool):
+            raise TypeError(f"replace must be True or False, and it is {self.replace!r}.")
+
     def __call__(self, x: Tensor, z: Tensor, generator: Generators = None) -> tuple[Tensor, Tensor]:
         """Row b of x with its partner in z; with `replace`, B random ones of these pairs."""
         a, b = x.detach().flatten(1).double(), z.detach().flatten(1).double()
@@ -51,3 +55,19 @@ class OptimalTransport:
             one = generator[0] if isinstance(generator, (list, tuple)) else generator
             rows = torch.randint(len(x), (len(x),), generator=one, device=x.device)
         return rows, partner[rows]
+
+
+def pairs(coupling: Coupling, x: Tensor, z: Tensor, generator: Generators) -> tuple[Tensor, Tensor]:
+    """What `coupling` returns, once it is known to be rows."""
+    answer = coupling(x, z, generator)
+    rows = list(answer) if isinstance(answer, (tuple, list)) else []
+    if len(rows) != 2 or not all(isinstance(r, Tensor) and _is_rows(r, len(x)) for r in rows):
+        raise ValueError(
+            f"A coupling must return two int64 tensors of {len(x)} rows, of the data and of the source; {coupling!r} "
+            f"returned {answer!r}."
+        )
+    return rows[0], rows[1]
+
+
+def _is_rows(r: Tensor, n: int) -> bool:
+    return r.shape == (n,) and r.dtype is torch.int64

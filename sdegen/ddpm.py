@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from sdegen import _checks
+from sdegen._checks import NonFiniteError
 from sdegen._shapes import Generators, as_time, event_size, like, normal, rows_of_cond, sum_event, uniform
 from sdegen.border import check_model
 from sdegen.decoders import Decoder, Discretized, decoder_of, nats
@@ -35,13 +36,13 @@ from sdegen.solvers.grids import Grid
 
 
 class ModelChain:
-    """A chain laid on a model for states like `y`: coefficients and queries of step k = 1 ... K from the data."""
+    """A chain laid on a model for states like `y`: coefficients and queries of step k = 1 ... K from the data.
 
-    def __init__(self, model: Model, y: Tensor, solver: Ancestral):
-        u_data, u_noise = model.path.ends
-        if u_data > 0:
-            raise ValueError(f"The bound needs a path from clean data, and {model.path!r} starts at u = {u_data:g}.")
-        model.covers(u_data, u_noise)
+    The network takes its input in `dtype` unless its parameters have their own.
+    """
+
+    def __init__(self, model: Model, y: Tensor, solver: Ancestral, dtype: torch.dtype):
+        u_data, u_noise = whole_path(model)
         chain = solver.chain(model.path, u_noise, u_data)
         self.model, self.steps = model, len(chain.keep)
         self.learned = isinstance(solver.variance, str) and solver.variance == "learned"
@@ -65,7 +66,8 @@ class ModelChain:
         }
         self.u = chain.u[:-1].flip(0)
         minus = -torch.ones_like(self.u)
-        self._table = model.table(y, self.u, chain.t[:-1].flip(0), minus, -minus)
+        table = model.table(y, self.u, chain.t[:-1].flip(0), minus, -minus)
+        self._table = table._replace(dtype=model.working_dtype(dtype))
         self._numbers = {name: number.flip(0).to(y) for name, number in numbers.items()}
 
     def __getitem__(self, name: str) -> Tensor:
@@ -107,8 +109,7 @@ class ModelChain:
         """L_0 of each sample of data `y`, from y_1 and the answer there."""
         k = torch.ones(len(y), dtype=torch.long, device=y.device)
         var, _ = self.variance(k, y, place)
-        r = self.at("scale", k, y)
-        return nats(decoder, r * y, r * (state - self.at("u", k, y) * D_hat), r * torch.sqrt(var))
+        return nats(decoder, y, state - self.at("u", k, y) * D_hat, torch.sqrt(var))
 
 
 def optimal_variance(
@@ -131,13 +132,15 @@ def optimal_variance(
     steps, grid: of the chain, as in `Ancestral`. Other arguments as in `vlb`. K network calls on every part of x.
     Bao et al., 2022, arXiv:2201.06503 and arXiv:2206.07309.
     """
-    x, cond = prepared(model, x, cond, noise, generator)
+    y_all, cond, dtype = prepared(model, x, cond, noise, generator)
+    if not len(x):
+        raise ValueError(f"Variances cannot be estimated on an empty batch, shape {tuple(x.shape)}.")
     solver = Ancestral(steps, variance="beta", grid=grid)
     squares = torch.zeros((), device=x.device)
     with torch.inference_mode(False), torch.no_grad(), evaluating(model):
         for part in parts(x, batch_size):
-            y, given, own = clean(model, x[part]), rows_of_cond(cond, part, len(x)), rows_of(generator, part)
-            chain = ModelChain(model, y, solver)
+            y, given, own = y_all[part], rows_of_cond(cond, part, len(x)), rows_of(generator, part)
+            chain = ModelChain(model, y, solver, dtype)
             total = []
             with bar(chain.steps, progress) as step:
                 for k in range(1, chain.steps + 1):
@@ -149,6 +152,8 @@ def optimal_variance(
                     step()
             squares = squares + torch.stack(total)
     errors = squares.to("cpu", torch.float64) / x.numel()
+    if not bool(torch.isfinite(errors).all()):
+        raise NonFiniteError("The network's answer is NaN or infinite at some step of the chain; no variance fits it.")
     laid = solver.chain(model.path, *reversed(model.path.ends))
     var = laid.bridge + (laid.add * laid.u[:-1]) ** 2 * errors.flip(0)
     return (var * laid.scale**2).flip(0)
@@ -177,13 +182,13 @@ def hybrid_loss(
             f"hybrid_loss needs a ScoreModel, whose network it trains, and model is {type(model).__name__}."
         )
     weight = _checks.real("weight", weight, 0)
-    x, cond = prepared(model, x, cond, noise, generator)
+    cond = checked(model, x, cond, noise, generator)
     if not len(x):
         raise ValueError(f"An empty batch, shape {tuple(x.shape)}, has no loss.")
     decoder = decoder_of(decoder, x)
-    y = clean(model, x)
-    chain = ModelChain(model, y, Ancestral(steps, variance="learned"))
-    k = torch.ceil(chain.steps * uniform(len(x), generator, x.dtype, x.device)).long()
+    y = x.to(torch.promote_types(x.dtype, torch.float32))
+    chain = ModelChain(model, y, Ancestral(steps, variance="learned"), x.dtype)
+    k = torch.ceil(chain.steps * uniform(len(x), generator, y.dtype, x.device)).long()
     eps = normal(y.shape, generator, y.dtype, y.device) if noise is None else noise.to(y)
     u = chain.at("u", k, y)
     state = (1 - u) * y + u * eps
@@ -208,22 +213,40 @@ def _prediction_per_slope(model: ScoreModel, u: Tensor) -> Tensor:
 # What every bound does with its arguments
 
 
-def prepared(
-    model: object, x: Tensor, cond: Cond, noise: Tensor | None, generator: Generators
-) -> tuple[Tensor, Mapping[str, object]]:
-    """`x` in at least float32 and the conditions, after every check that needs no network."""
+def checked(model: object, x: Tensor, cond: Cond, noise: Tensor | None, generator: Generators) -> Mapping[str, object]:
+    """The conditions, after every check that needs no network; an accelerator's values are not waited for."""
     check_model(model)
     model.needs_score("A variational bound")
-    x = _checks.batch("x", x).detach()
+    for name, values in (("x", x), ("noise", noise)):
+        if name == "x" or values is not None:
+            _checks.batch(name, values, finite=isinstance(values, Tensor) and values.device.type == "cpu")
     _checks.generators(generator, len(x), x.device)
-    if noise is not None and _checks.batch("noise", noise).shape != x.shape:
+    if noise is not None and noise.shape != x.shape:
         raise ValueError(f"noise must have the shape of x, {tuple(x.shape)}, and it has {tuple(noise.shape)}.")
-    return x.to(torch.promote_types(x.dtype, torch.float32)).clone(), _checks.conditions(cond)
+    return _checks.conditions(cond)
 
 
-def clean(model: Model, x: Tensor) -> Tensor:
-    """Data in straight coordinates: y = x/r at the data end, where r is 1 unless a path scales its data."""
-    return x / model.path.scale(torch.tensor(model.path.ends[0], dtype=torch.float64)).item()
+def prepared(
+    model: object, x: Tensor, cond: Cond, noise: Tensor | None, generator: Generators
+) -> tuple[Tensor, Mapping[str, object], torch.dtype]:
+    """The data in float64, the conditions, and the precision of x: in single precision a first latent of deviation
+    1e-6 would drown in the rounding of the data it sits on.
+    """
+    cond = checked(model, x, cond, noise, generator)
+    return x.detach().double().clone(), cond, x.dtype
+
+
+def whole_path(model: Model) -> tuple[float, float]:
+    """The ends of the model's path, after a ValueError where no bound can run from one to the other."""
+    low, high = model.path.ends
+    if low > 0:
+        raise ValueError(f"A bound needs a path from clean data, and {model.path!r} starts at u = {low:g}.")
+    if model.clocks[0] > low + 1e-12 or model.clocks[1] < high - 1e-12:
+        raise ValueError(
+            f"A bound runs over the whole path, u = {low} to {high} on {model.path!r}, and the network was trained "
+            f"between u = {model.clocks[0]} and {model.clocks[1]}; use it on a path that stays there."
+        )
+    return low, high
 
 
 def parts(x: Tensor, batch_size: int | None) -> Iterator[slice]:

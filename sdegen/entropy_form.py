@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 
 from sdegen import _checks
+from sdegen._checks import NonFiniteError
 from sdegen._shapes import Generators, normal, sum_event
-from sdegen.ddpm import ModelChain, clean, optimal_variance, prepared
+from sdegen.ddpm import ModelChain, optimal_variance, prepared
 from sdegen.dynamics import bar, evaluating
 from sdegen.exact import Gaussian
 from sdegen.models import Cond, Model
@@ -71,16 +72,17 @@ def entropy_form(
     """
     if not isinstance(data, Gaussian):
         raise TypeError(f"The true reverse kernel is known for a Gaussian, and data is {data!r}.")
-    x, cond = prepared(model, x, cond, noise, generator)
+    y, cond, dtype = prepared(model, x, cond, noise, generator)
     data._check(x)
+    if not len(x):
+        raise ValueError(f"The model's error cannot be measured on an empty batch, shape {tuple(x.shape)}.")
     _checks.choice("variance", variance, ("beta", "posterior", "optimal")) if isinstance(variance, str) else None
     if isinstance(variance, str) and variance == "optimal":
         variance = optimal_variance(model, x, steps, grid=grid, cond=cond, noise=noise, generator=generator)
     solver = Ancestral(steps, variance=variance, grid=grid)
     exact, found = data.model(model.path), []
     with torch.inference_mode(False), torch.no_grad(), evaluating(model):
-        y = clean(model, x)
-        ours, true = ModelChain(model, y, solver), ModelChain(exact, y, solver)
+        ours, true = (ModelChain(m, y, solver, dtype) for m in (model, exact))
         with bar(ours.steps, progress) as step:
             for k in range(1, ours.steps + 1):
                 which = torch.full((len(y),), k, device=y.device)
@@ -90,7 +92,10 @@ def entropy_form(
                 missed = ours.ask(state, which, cond)[0] - true.ask(state, which, {})[0]
                 found.append(0.5 * (ours["add"][k - 1] * u) ** 2 / ours["var"][k - 1] * sum_event(missed**2))
                 step()
-    return EntropyForm(_prior(model, data), data.entropy, _kernels(model, data, solver), torch.stack(found, 1))
+    errors = torch.stack(found, 1)
+    if not bool(torch.isfinite(errors).all()):
+        raise NonFiniteError("The network's answer is NaN or infinite at some step of the chain.")
+    return EntropyForm(_prior(model, data), data.entropy, _kernels(model, data, solver), errors)
 
 
 def _prior(model: Model, data: Gaussian) -> float:

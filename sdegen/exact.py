@@ -66,8 +66,12 @@ class GaussianMixture:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({len(self._means)} components, event {self.event_shape})"
 
-    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """Draw (n, *event) in the dtype and on the device of the means."""
+    def sample(self, n: int | Sequence[int], generator: torch.Generator | None = None) -> Tensor:
+        """Draw (n, *event) in the dtype and on the device of the means; `n` may also be that whole shape."""
+        if isinstance(n, (tuple, list)):
+            if tuple(n[1:]) != self.event_shape:
+                raise ValueError(f"An event has shape {self.event_shape}, and {tuple(n)} was asked for.")
+            n = n[0]
         n = _checks.whole("n", n, least=0)
         _, means, variances, rotations = self._on(self.dtype, self.device)
         draw = {"generator": generator, "device": self.device}

@@ -115,6 +115,12 @@ class Interpolant(GaussianPath):
     def __post_init__(self) -> None:
         if not isinstance(self.path, GaussianPath):
             raise TypeError(f"path must be a GaussianPath such as CondOT(), and it is {self.path!r}.")
+        if not self.path.has_score:
+            raise ValueError(
+                f"An Interpolant takes its alpha and sigma from a Gaussian path, and {self.path!r} is none."
+            )
+        if self.source is not None and not any(callable(getattr(self.source, f, None)) for f in ("sample", "log_prob")):
+            raise TypeError(f"source must have .sample(shape, generator), .log_prob(x) or both, not {self.source!r}.")
         u, r = self.path.ends[1], float(self.path.scale(1.0)) if self.path.ends[1] == 1 else math.nan
         if self.source is not None and (u, r) != (1.0, 1.0):
             raise ValueError(f"A source needs a path that ends in it, and {self.path!r} ends at u = {u} and not in it.")
@@ -177,6 +183,11 @@ class Retimed(GaussianPath):
     def source(self) -> Source | None:
         """The path's own."""
         return self.path.source
+
+    @property
+    def steps(self) -> int | None:
+        """The path's own: a chain stays uniform in time."""
+        return self.path.steps
 
     @property
     def _rate(self) -> float:

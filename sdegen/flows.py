@@ -57,7 +57,10 @@ def straightness(
     solver = ODESolver("rk4", steps=100, grid=PowerGrid(1)) if solver is None else solver
     if not isinstance(solver, ODESolver):
         raise TypeError(f"Straightness is about the ODE: give an ODESolver, not {solver!r}.")
-    path = solve(model, z, solver, cond=cond, u=u, trajectory=True)
+    if solver.steps is None and solver.grid is None:
+        raise ValueError(f"The chords of a few long steps hide what bends: give fixed steps, not {solver!r}.")
+    z = _checks.batch("z", z)
+    path = solve(model, z.to(torch.promote_types(z.dtype, torch.float32)), solver, cond=cond, u=u, trajectory=True)
     every = (-1, *[1] * path.x.ndim)
     y = path.trajectory / model.path.scale(path.u).to(path.x).reshape(every)
     du = torch.diff(path.u).to(path.x)

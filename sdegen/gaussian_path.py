@@ -208,6 +208,12 @@ class GaussianPath(ABC):
                 f"to {t[i + 1]:g} it goes from {u[i]} to {u[i + 1]}: check that the two ends are not swapped, that the "
                 "log-SNR falls, and that alpha does not vanish beside sigma before the end."
             )
+        start = float(self.alpha(t)[0])
+        if u[0] == 0 and abs(start - 1) > 1e-6:
+            raise ValueError(
+                f"alpha of {self!r} must be 1 at clean data, t = {t[0]:g}, and it is {start}: samples and likelihoods "
+                "would be those of scaled data; scale the data themselves."
+            )
         return float(u[0]), float(u[-1])
 
     @property

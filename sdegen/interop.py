@@ -27,6 +27,9 @@ class Adapted(nn.Module):
 
     def __init__(self, net: nn.Module, call: Callable[..., Tensor]):
         super().__init__()
+        for name, value in (("net", net), ("call", call)):
+            if not callable(value):
+                raise TypeError(f"{name} must be callable, and it is {value!r}.")
         self.net = net
         self.call = call
 
@@ -42,9 +45,9 @@ def from_torchcfm(net: nn.Module, path: GaussianPath | None = None, *, joined: b
     TargetConditionalFlowMatcher, whose noise is independent of the data, so that it has a score.
     """
 
-    def call(net: nn.Module, x: Tensor, t: Tensor, **cond: object) -> Tensor:
-        return net(torch.cat([x, t[:, None]], 1), **cond) if joined else net(t, x, **cond)
-
+    if not isinstance(joined, bool):
+        raise TypeError(f"joined must be True or False, and it is {joined!r}.")
+    call = _joined if joined else _time_first
     return ScoreModel(Adapted(net, call), Interpolant(CondOT()) if path is None else path, "velocity")
 
 
@@ -54,5 +57,16 @@ def from_flow_matching(net: nn.Module, path: GaussianPath | None = None) -> Scor
     path: that of its scheduler: `CondOT()` by default, `Trigonometric()` for CosineScheduler; on an `Interpolant` if
     source and data were coupled.
     """
-    adapted = Adapted(net, lambda net, x, t, **extras: net(x=x, t=t, **extras))
-    return ScoreModel(adapted, CondOT() if path is None else path, "velocity")
+    return ScoreModel(Adapted(net, _by_name), CondOT() if path is None else path, "velocity")
+
+
+def _time_first(net: nn.Module, x: Tensor, t: Tensor, **cond: object) -> Tensor:
+    return net(t, x, **cond)
+
+
+def _joined(net: nn.Module, x: Tensor, t: Tensor, **cond: object) -> Tensor:
+    return net(torch.cat([x, t[:, None]], 1), **cond)
+
+
+def _by_name(net: nn.Module, x: Tensor, t: Tensor, **cond: object) -> Tensor:
+    return net(x=x, t=t, **cond)

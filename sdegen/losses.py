@@ -25,7 +25,7 @@ from torch import Tensor
 
 from sdegen import _checks
 from sdegen._shapes import Generators, as_time, batch_of_times, like, normal, rows_of_cond
-from sdegen.couplings import Coupling, Independent
+from sdegen.couplings import Coupling, Independent, pairs
 from sdegen.gaussian_path import GaussianPath
 from sdegen.models import PREDICTIONS, Cond, ScoreModel
 from sdegen.times import Times, UniformTimes
@@ -104,7 +104,7 @@ def loss(
         raise ValueError(f"Give either t or times, and t = {t!r} came with times = {times!r}.")
     eps = _drawn_noise(path, x, generator) if noise is None else _given_noise(noise, x)
     if coupling is not None:
-        rows, partners = coupling(x, eps, generator)
+        rows, partners = pairs(coupling, x, eps, generator)
         x, eps, cond = x[rows], eps[partners], rows_of_cond(_checks.conditions(cond), rows, len(x))
     alpha, sigma = path.alpha(t), path.sigma(t)
     row = [as_time(n).to(t).expand_as(t) for n in PREDICTIONS[model.predicts](path, t, alpha, sigma)]
@@ -128,8 +128,10 @@ def _checked(
     _checks.choice("reduction", reduction, ("mean", "none"))
     _checks.generators(generator, len(x), x.device)
     for name, value in values.items():
-        if value is not None and not callable(value):
-            raise TypeError(f"{name} must be callable, such as MinSNR() or UniformTimes(), and it is {value!r}.")
+        if value is not None and (not callable(value) or isinstance(value, type)):
+            raise TypeError(
+                f"{name} must be a value such as MinSNR(), UniformTimes() or OptimalTransport(), not {value!r}."
+            )
     coupling = values["coupling"]
     if model.path.has_score and not isinstance(coupling, (Independent, type(None))):
         raise ValueError(

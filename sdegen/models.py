@@ -248,7 +248,7 @@ class ScoreModel(Model):
     ) -> tuple[Tensor, Tensor | None]:
         """(prediction, variance or None), one network call in `dtype`; this runs at every step, so it is kept short."""
         x = x_t if x_t.dtype is dtype else x_t.to(dtype)  # below, a clone of t: the network may write into it
-        seen = self.time(t.clone()) if self.time is not None else t.clone() if t.dtype is dtype else t.to(dtype)
+        seen = self._seen(t, dtype) if self.time is not None else t.clone() if t.dtype is dtype else t.to(dtype)
         out = self.net(x, seen, **cond)
         wanted = (len(x_t), 2 * x_t.shape[1], *x_t.shape[2:]) if self.learns_variance else x_t.shape
         if not isinstance(out, Tensor) or out.shape != wanted:
@@ -261,6 +261,12 @@ class ScoreModel(Model):
                 raise TypeError(f"The network must return real floating numbers, and its output has dtype {out.dtype}.")
             out = out.to(x_t.dtype)
         return out.chunk(2, 1) if self.learns_variance else (out, None)
+
+    def _seen(self, t: Tensor, dtype: torch.dtype) -> Tensor:
+        """What `time` makes of t; in double precision only where the network is."""
+        seen = self.time(t.clone())
+        double = isinstance(seen, Tensor) and seen.dtype is torch.float64 and dtype is not torch.float64
+        return seen.float() if double else seen
 
     @property
     def clocks(self) -> tuple[float, float]:
@@ -298,6 +304,11 @@ class Moved(Model):
         super().__init__()
         if not isinstance(path, GaussianPath):
             raise TypeError(f"path must be a GaussianPath such as CondOT(), and it is {path!r}.")
+        if path.source is not model.path.source:
+            raise ValueError(
+                f"A model keeps its source, {model.path.source!r}, and {path!r} has {path.source!r}; move it to an "
+                "Interpolant with the same source."
+            )
         self.model = model
         self.path = path
         self.predicts, self.learns_variance = model.predicts, model.learns_variance

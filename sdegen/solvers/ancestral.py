@@ -1,6 +1,6 @@
 """The DDPM chain on any path, one bridge step at a time: ancestral sampling, and DDIM beside it.
 
-    x_s = c_t x_t + c_x x_hat + std z      (c_t, c_x) of the bridge x_s | x_t, x;  Ancestral: no noise in the last step
+    x_s = c_t x_t + c_x x_hat + std z      (c_t, c_x) of the bridge x_s | x_t, x;  no noise in the step to the data
 
 In straight coordinates, with q = u_s (1-u_t) / (u_t (1-u_s)), so that 1 - q = (u_t - u_s) / (u_t (1-u_s)),
 
@@ -123,7 +123,12 @@ class _ChainSolver(ABC):
             raise ValueError(
                 f"{type(self).__name__} needs steps, the number of steps, on {path!r}, which has no chain of its own."
             )
-        grid = self.grid if self.grid is not None else PowerGrid(1, "t") if steps == path.steps else PowerGrid(2)
+        grid = self.grid
+        if grid is None and (u_to, u_from) == path.ends:
+            grid = PowerGrid(1, "t") if steps == path.steps else PowerGrid(2)
+        elif grid is None:
+            grid = PowerGrid(2) if self.steps else _own_knots(path, u_from, u_to)
+            steps = len(grid) - 1 if isinstance(grid, Tensor) else steps
         return Chain.on(path, *knots(grid, path, u_from, u_to, steps))
 
 
@@ -137,21 +142,28 @@ class Ancestral(_ChainSolver):
               of x_s, such as `optimal_variance` gives, in the order of the betas: [0] is the step that ends at the
               data, which adds no noise.
     grid:     a PowerGrid or a float64 tensor of steps + 1 values of u; by default a `DDPM` path's own grid when all its
-              steps are taken, and PowerGrid(2) otherwise.
+              steps are taken (or, with `u=` and no steps, those inside it), and PowerGrid(2) otherwise.
 
     Raises TypeError or ValueError for options that are wrong or do not fit together.
     """
 
+    _: KW_ONLY
     variance: str | Tensor = "beta"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not isinstance(self.variance, Tensor):
             _checks.choice("variance", self.variance, VARIANCES)
-        elif not (self.variance.is_floating_point() and self.variance.ndim == 1 and bool((self.variance >= 0).all())):
+            return
+        if not self.variance.is_floating_point() or self.variance.ndim != 1:
             raise ValueError(
-                f"A tensor variance must be real, 1-D and non-negative, and it is {self.variance.tolist()}."
+                f"A tensor variance must be real and 1-D, and it is {self.variance.dtype} of shape "
+                f"{tuple(self.variance.shape)}."
             )
+        wrong = torch.nonzero(~((self.variance >= 0) & torch.isfinite(self.variance)))
+        if len(wrong):
+            k = int(wrong[0])
+            raise ValueError(f"Every variance must be finite and non-negative, and [{k}] is {float(self.variance[k])}.")
 
     def variances(self, chain: Chain) -> Tensor:
         """The variance of y_s in every step of `chain`, (K,) in float64, where it is known beforehand."""
@@ -169,7 +181,9 @@ class Ancestral(_ChainSolver):
             return (_optimal if self.variance == "optimal" else _learned)(problem, chain)
         model, cond = problem.model, problem.cond
         queries = model.plan(problem.y, chain.u[:-1], chain.t[:-1], chain.add, torch.zeros_like(chain.add), chain.keep)
-        std = [*self.variances(chain).sqrt().to(problem.y)[:-1].unbind(0), None]
+        std = [*self.variances(chain).sqrt().to(problem.y).unbind(0)]
+        if _reaches_data(problem):
+            std[-1] = None
         return lambda k, y: (model.estimate(y, queries[k], cond), std[k])
 
 
@@ -178,12 +192,14 @@ class DDIM(_ChainSolver):
     """Denoising diffusion implicit models on any path, one network call a step; deterministic at eta = 0.
 
     steps: number of steps; may be left out on a `DDPM` path (all of them) or with a tensor `grid`.
-    eta:   in [0, 1]: 0 is the Euler step of the ODE in straight coordinates, 1 is Ancestral(variance="posterior").
+    eta:   in [0, 1]: 0 is the Euler step of the ODE in straight coordinates, 1 is Ancestral(variance="posterior") on
+           every path that starts at clean data; on others Ancestral leaves out the last step's noise, DDIM does not.
     grid:  as in `Ancestral`.
 
     Song et al., 2021, arXiv:2010.02502. Raises TypeError or ValueError for options that are wrong.
     """
 
+    _: KW_ONLY
     eta: float = 0.0
 
     def __post_init__(self) -> None:
@@ -200,6 +216,19 @@ class DDIM(_ChainSolver):
         return lambda k, y: (model.estimate(y, queries[k], cond), std[k])
 
 
+def _reaches_data(problem: Problem) -> bool:
+    """Whether the last step ends at the data, where nothing is added; in the middle of a path it is a step like any."""
+    return problem.u_to == problem.model.path.ends[0]
+
+
+def _own_knots(path: GaussianPath, u_from: float, u_to: float) -> Tensor:
+    """The knots of a path's own chain between two clocks, and these."""
+    fraction = torch.arange(path.steps, -1, -1, dtype=torch.float64) / path.steps
+    u = path.clock(path.t_data + (path.t_noise - path.t_data) * fraction)
+    inside = u[(u < u_from - 1e-12) & (u > u_to + 1e-12)]
+    return torch.cat([u.new_tensor([u_from]), inside, u.new_tensor([u_to])])
+
+
 def check_learned(model: Model) -> None:
     """A ValueError unless the model's network gives a variance too."""
     if not model.learns_variance:
@@ -213,10 +242,11 @@ def _learned(problem: Problem, chain: Chain) -> Step:
     queries = model.plan(problem.y, chain.u[:-1], chain.t[:-1], chain.add, torch.zeros_like(chain.add), chain.keep)
     low = (0.5 * chain.clipped.log()).to(problem.y)
     span = (0.5 * chain.kernel.log()).to(problem.y) - low
+    last = len(low) - 1 if _reaches_data(problem) else len(low)
 
     def step(k: int, y: Tensor) -> tuple[Tensor, Tensor | None]:
         mean, place = model.estimate_with_variance(y, queries[k], cond)
-        return mean, torch.exp(low[k] + place * span[k]) if k < len(low) - 1 else None
+        return mean, torch.exp(low[k] + place * span[k]) if k < last else None
 
     return step
 
@@ -237,12 +267,13 @@ def _optimal(problem: Problem, chain: Chain) -> Step:
     pure = u == 1
     gain = torch.where(pure, chain.kernel - chain.bridge, (chain.add * u / (1 - u)) ** 2)
     numbers = torch.stack([chain.keep, chain.add, u, chain.bridge, gain]).to(problem.y).unbind(1)
+    last = len(numbers) - 1 if _reaches_data(problem) else len(numbers)
 
     def step(k: int, y: Tensor) -> tuple[Tensor, Tensor | None]:
         keep, add, clock, bridge, most = numbers[k]
         x_hat = model.estimate(y, queries[k], cond)
         mean = torch.addcmul(keep * y, add, x_hat)
-        if k == len(numbers) - 1:
+        if k == last:
             return mean, None
         if bool(pure[k]):
             return mean, torch.sqrt(bridge + most)

@@ -3,10 +3,10 @@
 from sdegen._checks import NonFiniteError
 from sdegen._version import __version__
 from sdegen.bounds import IWAE, VLB, iwae, vlb
-from sdegen.chain import DDPM
 from sdegen.continuous_bound import continuous_vlb
 from sdegen.couplings import Independent, OptimalTransport
 from sdegen.ddpm import hybrid_loss, optimal_variance
+from sdegen.ddpm_path import DDPM
 from sdegen.decoders import Discretized
 from sdegen.dynamics import Hutchinson
 from sdegen.entropy_form import EntropyForm, entropy_form

@@ -35,10 +35,10 @@ class VLB:
 
     prior:       L_K, (B,).
     transitions: L_1 ... L_{K-1}, nearest the data first, (B, K-1); or (B, draws) numbers whose sum estimates theirs.
-    decoder:     L_0, (B,): minus a log-density with the Gaussian decoder, a log-probability with a discretised one.
+    decoder:     L_0, (B,): minus a log-density with the Gaussian decoder, else minus a log-probability.
     size:        d, the number of values in one sample.
-    standard_error: (B,), of the sum of `transitions` where k or t was drawn, else None. Not in it: the one draw of eps
-                 behind every term, the decoder's among them, which only repeated calls can tell.
+    standard_error: (B,), of the sum of `transitions` where k or t was drawn, else None. It holds the noise of their
+                 eps too, unless `noise` was given; the decoder's one draw is not in it.
     """
 
     prior: Tensor
@@ -106,8 +106,9 @@ def vlb(
     """The variational bound of the DDPM chain on data `x` (B, *event), every term, in nats.
 
     variance: of the chain's steps, as `Ancestral` samples them: "beta"; "posterior", which borrows the variance of the
-              second step for the first; "optimal", estimated from the x and noise given; "learned"; or a tensor (K,) in
-              the order of the betas.
+              second step for the first; "optimal", estimated from the x and noise given, which fits the chain to them
+              (score held-out data with the `optimal_variance` of other data); "learned"; or a tensor (K,) in the order
+              of the betas.
     decoder:  "gaussian" for continuous data, or `Discretized(levels, low, high)` for data on levels.
     cond:     keyword arguments for the network.
     noise:    standard normals like x, the eps of every k; by default fresh draws from `generator` for every k.
@@ -200,19 +201,13 @@ class _Reverse:
         y = self._y
         return normal(y.shape, self._generator, y.dtype, y.device)
 
-    def _every(self, k: int) -> Tensor:
-        return torch.full((len(self._y),), k, device=self._y.device)
-
-    def _asked(self, k: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """A state of step k (B,), D there, and the answer."""
+    def _missed(self, k: int | Tensor) -> tuple[Tensor, Tensor | None]:
+        """D_hat - D in step k, and the variance's place."""
         eps = self._draw() if self._eps is None else self._eps
-        u = self._chain.at("u", k, eps)
-        state = (1 - u) * self._y + u * eps
-        return state, eps - self._y, *self._chain.ask(state, k, self._cond)
+        return self._chain.missed(self._y, k, eps, self._cond)[1:]
 
     def _term(self, k: Tensor) -> Tensor:
-        _, D, D_hat, place = self._asked(k)
-        return self._chain.transition(k, D_hat - D, place)
+        return self._chain.transition(k, *self._missed(k))
 
     @property
     def prior(self) -> Tensor:
@@ -221,15 +216,14 @@ class _Reverse:
 
     def decoded(self, decoder: Decoder) -> Tensor:
         """L_0, (B,)."""
-        state, _, D_hat, place = self._asked(self._every(1))
-        return self._chain.reconstruction(decoder, self._y, state, D_hat, place)
+        return self._chain.reconstruction(decoder, self._y, *self._missed(1))
 
     def every_step(self, progress: bool) -> tuple[Tensor, Tensor | None]:
         """L_1 ... L_{K-1}, (B, K-1)."""
         terms = self._y.new_empty(len(self._y), self._chain.steps - 1)
         with bar(self._chain.steps - 1, progress) as step:
             for k in range(2, self._chain.steps + 1):
-                terms[:, k - 2] = self._term(self._every(k))
+                terms[:, k - 2] = self._term(torch.full((len(self._y),), k, device=self._y.device))
                 step()
         return terms, None
 
@@ -261,7 +255,7 @@ class _Reverse:
         total = 0.5 * sum_event(z**2 - (state / u) ** 2)
         with bar(chain.steps, progress) as step:
             for k in range(chain.steps, 1, -1):
-                which = self._every(k)
+                which = torch.full((len(y),), k, device=y.device)
                 D_hat, place = chain.ask(state, which, self._cond)
                 var, log_ratio = chain.variance(which, y, place)
                 z, keep, add, u = self._draw(), chain["keep"][k - 1], chain["add"][k - 1], chain["u"][k - 1]
@@ -270,9 +264,10 @@ class _Reverse:
                 total = total - 0.5 * sum_event(log_ratio + missed**2 / var - z**2)
                 state = keep * state + add * y + noise
                 step()
-            D_hat, place = chain.ask(state, self._every(1), self._cond)
+            u = chain["u"][0]
+            D_hat, place = chain.ask(state, torch.ones(len(y), dtype=torch.long, device=y.device), self._cond)
             step()
-        return total - chain.reconstruction(decoder, y, state, D_hat, place)
+        return total - chain.reconstruction(decoder, y, D_hat - (state - y) / u, place)
 
 
 def stratified(n: int, draws: int, generator: Generators, y: Tensor) -> list[Tensor]:
@@ -289,7 +284,7 @@ def with_error(found: list[Tensor]) -> tuple[Tensor, Tensor]:
 def check_draws(draws: object) -> None:
     """An even number of at least two."""
     if _checks.whole("draws", draws, least=2) % 2:
-        raise ValueError(f"draws must be even, two to a slice of the log-SNR, and it is {draws}.")
+        raise ValueError(f"draws must be even, two to a slice of log(1 + SNR), and it is {draws}.")
 
 
 def _solver(

@@ -24,6 +24,7 @@ from sdegen.bounds import VLB, check_draws, joined, stratified, with_error
 from sdegen.ddpm import parts, prepared, rows_of, whole_path
 from sdegen.decoders import Decoder, Discretized, decoder_of, nats
 from sdegen.dynamics import bar, evaluating
+from sdegen.gaussian_path import GaussianPath
 from sdegen.models import Cond, Model, Query
 
 
@@ -34,24 +35,28 @@ def continuous_vlb(
     decoder: str | Discretized = "gaussian",
     cond: Cond = None,
     generator: Generators = None,
-    u_min: float = 1e-3,
+    u_min: float | None = None,
     draws: int = 64,
     batch_size: int | None = None,
     progress: bool = False,
 ) -> VLB:
     """The bound of a chain with infinitely many steps between the clock `u_min` and the noise end, in nats.
 
+    u_min: by default 1e-3, or on a `DDPM` path the clock of its first trained step.
+
     Its first latent is x_t at u_min, from where the decoder, of deviation sigma/alpha, reaches the data; it depends on
     the path only through its ends. Twice draws/2 clocks are drawn a sample, two from each of draws/2 equal slices of
     log(1 + SNR), which is the log-SNR wherever that is large and stays finite at pure noise: the likelihood weight of
     a sample of variance one is then constant. `transitions` holds the draws, `standard_error` the error they leave.
 
-    Other arguments as in `vlb`; draws + 1 network calls a part. Kingma et al., 2021, arXiv:2107.00630, equation 12.
+    Other arguments as in `vlb`; draws + 1 network calls a part. Kingma et al., 2021, arXiv:2107.00630.
     """
     y_all, cond, dtype = prepared(model, x, cond, None, generator)
     decoder = decoder_of(decoder, x)
     check_draws(draws)
     low, high = whole_path(model)
+    if u_min is None:
+        u_min = _first_step(model.path)
     _checks.real("u_min", u_min, low, high, strict=True)
     dtype, found = model.working_dtype(dtype), []
     with torch.inference_mode(False), torch.no_grad(), evaluating(model):
@@ -106,3 +111,10 @@ class _Limit:
         )
         query = Query(t, tuple(like(n, y) for n in numbers), self.dtype)
         return self.model.estimate(y, query, self.cond)
+
+
+def _first_step(path: GaussianPath) -> float:
+    """The clock of a chain's first step, or a small one where there is none."""
+    if path.steps is None:
+        return 1e-3
+    return float(path.clock(path.t_data + (path.t_noise - path.t_data) / path.steps))

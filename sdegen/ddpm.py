@@ -85,6 +85,16 @@ class ModelChain:
             return self.model.estimate_with_variance(y, query, cond)
         return self.model.estimate(y, query, cond), None
 
+    def missed(
+        self, y: Tensor, k: int | Tensor, eps: Tensor, cond: Mapping[str, object]
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """A state of step k (B,) on the way from data `y` to `eps`, D_hat - D there, and the variance's place."""
+        k = torch.full((len(y),), k, device=y.device) if isinstance(k, int) else k
+        u = self.at("u", k, y)
+        state = (1 - u) * y + u * eps
+        D_hat, place = self.ask(state, k, cond)
+        return state, D_hat - (eps - y), place
+
     def prior(self, y: Tensor) -> Tensor:
         """L_K of each sample of data `y`."""
         u = self["u"][-1]
@@ -105,11 +115,11 @@ class ModelChain:
             return 0.5 * (event_size(error.shape) * self["excess"][k - 1] + sum_event(squared))
         return 0.5 * sum_event(log_ratio + torch.expm1(-log_ratio) + squared)
 
-    def reconstruction(self, decoder: Decoder, y: Tensor, state: Tensor, D_hat: Tensor, place: Tensor | None) -> Tensor:
-        """L_0 of each sample of data `y`, from y_1 and the answer there."""
+    def reconstruction(self, decoder: Decoder, y: Tensor, error: Tensor, place: Tensor | None) -> Tensor:
+        """L_0 of each sample of data `y` from the error of step 1: x_hat - x = -u_1 (D_hat - D)."""
         k = torch.ones(len(y), dtype=torch.long, device=y.device)
         var, _ = self.variance(k, y, place)
-        return nats(decoder, y, state - self.at("u", k, y) * D_hat, torch.sqrt(var))
+        return nats(decoder, y, y - self.at("u", k, y) * error, torch.sqrt(var))
 
 
 def optimal_variance(
@@ -124,10 +134,11 @@ def optimal_variance(
     batch_size: int | None = None,
     progress: bool = False,
 ) -> Tensor:
-    """The isotropic variance of every step under which the chain's bound is least, (K,) in the order of the betas.
+    """The isotropic variance of every step that makes the chain's bound least, (K,) in the order of the betas.
 
     That is the bridge's plus c_x^2 E|x - x_hat|^2 / d, estimated on data `x` (B, *event); with the exact model it is
     Analytic-DPM's. Give it to `Ancestral(variance=)`, whose samples then do not depend on each other, or to `vlb`.
+    With a discretised decoder the first of them, L_0's, is not quite the best.
 
     steps, grid: of the chain, as in `Ancestral`. Other arguments as in `vlb`. K network calls on every part of x.
     Bao et al., 2022, arXiv:2201.06503 and arXiv:2206.07309.
@@ -144,11 +155,8 @@ def optimal_variance(
             total = []
             with bar(chain.steps, progress) as step:
                 for k in range(1, chain.steps + 1):
-                    which = torch.full((len(y),), k, device=y.device)
                     eps = normal(y.shape, own, y.dtype, y.device) if noise is None else noise[part].to(y)
-                    u = chain["u"][k - 1]
-                    error = chain.ask((1 - u) * y + u * eps, which, given)[0] - (eps - y)
-                    total.append(error.square().sum())
+                    total.append(chain.missed(y, k, eps, given)[1].square().sum())
                     step()
             squares = squares + torch.stack(total)
     errors = squares.to("cpu", torch.float64) / x.numel()
@@ -174,7 +182,8 @@ def hybrid_loss(
 
     At one k a sample, uniform on 1 ... K: the squared error of the network's own prediction, mean over the event, and K
     times the bound's term in nats a value, in which the prediction is held fixed so that it trains the variance alone.
-    One network call. `steps` may be left out on a `DDPM` path; other arguments as in `loss` and `vlb`.
+    One network call. `steps` may be left out on a `DDPM` path; other arguments as in `loss` and `vlb`. Where the source
+    counts the bound in bits a value, divide its weight by ln 2.
     Nichol and Dhariwal, 2021, arXiv:2102.09672.
     """
     if not isinstance(model, ScoreModel):
@@ -185,20 +194,14 @@ def hybrid_loss(
     cond = checked(model, x, cond, noise, generator)
     if not len(x):
         raise ValueError(f"An empty batch, shape {tuple(x.shape)}, has no loss.")
-    decoder = decoder_of(decoder, x)
+    decoder = decoder_of(decoder, x if x.device.type == "cpu" else x[:0])  # an accelerator would stall the training
     y = x.to(torch.promote_types(x.dtype, torch.float32))
     chain = ModelChain(model, y, Ancestral(steps, variance="learned"), x.dtype)
     k = torch.ceil(chain.steps * uniform(len(x), generator, y.dtype, x.device)).long()
     eps = normal(y.shape, generator, y.dtype, y.device) if noise is None else noise.to(y)
-    u = chain.at("u", k, y)
-    state = (1 - u) * y + u * eps
-    D_hat, place = chain.ask(state, k, cond)
-    error = D_hat - (eps - y)
-    bound = torch.where(
-        k == 1,
-        chain.reconstruction(decoder, y, state, D_hat.detach(), place),
-        chain.transition(k, error.detach(), place),
-    )
+    _, error, place = chain.missed(y, k, eps, cond)
+    fixed = error.detach()
+    bound = torch.where(k == 1, chain.reconstruction(decoder, y, fixed, place), chain.transition(k, fixed, place))
     simple = (like(_prediction_per_slope(model, chain.u).to(y)[k - 1], y) * error).square().flatten(1).mean(1)
     return (simple + weight * chain.steps / event_size(y.shape) * bound).mean()
 

@@ -76,7 +76,8 @@ def entropy_form(
     data._check(x)
     if not len(x):
         raise ValueError(f"The model's error cannot be measured on an empty batch, shape {tuple(x.shape)}.")
-    _checks.choice("variance", variance, ("beta", "posterior", "optimal")) if isinstance(variance, str) else None
+    if isinstance(variance, str):
+        _checks.choice("variance", variance, ("beta", "posterior", "optimal"))
     if isinstance(variance, str) and variance == "optimal":
         variance = optimal_variance(model, x, steps, grid=grid, cond=cond, noise=noise, generator=generator)
     solver = Ancestral(steps, variance=variance, grid=grid)
@@ -85,12 +86,10 @@ def entropy_form(
         ours, true = (ModelChain(m, y, solver, dtype) for m in (model, exact))
         with bar(ours.steps, progress) as step:
             for k in range(1, ours.steps + 1):
-                which = torch.full((len(y),), k, device=y.device)
-                u = ours["u"][k - 1]
                 eps = normal(y.shape, generator, y.dtype, y.device) if noise is None else noise.to(y)
-                state = (1 - u) * y + u * eps
-                missed = ours.ask(state, which, cond)[0] - true.ask(state, which, {})[0]
-                found.append(0.5 * (ours["add"][k - 1] * u) ** 2 / ours["var"][k - 1] * sum_event(missed**2))
+                missed = ours.missed(y, k, eps, cond)[1] - true.missed(y, k, eps, {})[1]
+                weight = (ours["add"][k - 1] * ours["u"][k - 1]) ** 2 / ours["var"][k - 1]
+                found.append(0.5 * weight * sum_event(missed**2))
                 step()
     errors = torch.stack(found, 1)
     if not bool(torch.isfinite(errors).all()):

@@ -163,6 +163,8 @@ class Gaussian(GaussianMixture):
 class ExactModel(Model):
     """The model of a `GaussianMixture` on a path, finite at both ends of every path."""
 
+    exact = True
+
     def __init__(self, mixture: GaussianMixture, path: GaussianPath):
         super().__init__()
         if not isinstance(path, GaussianPath):
@@ -171,6 +173,10 @@ class ExactModel(Model):
             raise ValueError(f"The exact model is that of data and independent Gaussian noise, which {path!r} is not.")
         self.mixture = mixture
         self.path = path
+
+    def on(self, path: GaussianPath) -> Model:
+        """The exact model of the other path."""
+        return ExactModel(self.mixture, path)
 
     @property
     def clocks(self) -> tuple[float, float]:

@@ -126,6 +126,11 @@ class Interpolant(GaussianPath):
             raise ValueError(f"A source needs a path that ends in it, and {self.path!r} ends at u = {u} and not in it.")
 
     @property
+    def steps(self) -> int | None:
+        """The path's own."""
+        return self.path.steps
+
+    @property
     def t_data(self) -> float:
         """The path's own."""
         return self.path.t_data

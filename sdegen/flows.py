@@ -78,7 +78,7 @@ def vector_field(
     t_data, t_noise: where the data and the latents are; FFJORD's flows have t_data = 0, t_noise = 1.
     prior: the law of the latents, with `.log_prob` and `.sample(shape, generator)`; by default N(0, I).
 
-    There is no score: only an `ODESolver` can move along it. Chen et al., 2018, arXiv:1806.07366; Grathwohl et al.,
+    There is no score: only the ODE can be solved. Chen et al., 2018, arXiv:1806.07366; Grathwohl et al.,
     2019, arXiv:1810.01367.
     """
     return ScoreModel(f, Interpolant(Retimed(CondOT(), t_data, t_noise), prior), "velocity")

@@ -148,14 +148,23 @@ class GaussianPath(ABC):
     def perturb(
         self, x: Tensor, t: float | Tensor, noise: Tensor | None = None, generator: Generators = None
     ) -> tuple[Tensor, Tensor]:
-        """Draw x_t = alpha(t) x + sigma(t) eps for data `x` (B, ...); returns (x_t, eps)."""
+        """Draw x_t = alpha(t) x + sigma(t) eps for data `x` (B, ...), eps from the source; returns (x_t, eps)."""
         _checks.batch("x", x, finite=False)
         t = as_time(t)
         t = t if t.ndim == 0 else batch_of_times(t, x)
-        eps = normal(x.shape, generator, x.dtype, x.device) if noise is None else noise
+        eps = self.noise_like(x, generator) if noise is None else noise
         if eps.shape != x.shape:
             raise ValueError(f"noise must have the shape of x, {tuple(x.shape)}, and it has {tuple(eps.shape)}.")
         return like(self.alpha(t), x) * x + like(self.sigma(t), x) * eps, eps
+
+    def noise_like(self, x: Tensor, generator: Generators = None) -> Tensor:
+        """Draws from the source, standard normals unless it is another, like `x` (B, ...)."""
+        if self.source is None:
+            return normal(x.shape, generator, x.dtype, x.device)
+        z = _checks.batch("the source's sample", self.source.sample(tuple(x.shape), generator), finite=False)
+        if z.shape != x.shape:
+            raise ValueError(f"The source's sample must have shape {tuple(x.shape)}, and it has {tuple(z.shape)}.")
+        return z.to(x)
 
     def transition(self, s: float | Tensor, t: float | Tensor) -> tuple[Tensor, Tensor]:
         """(scale, std) of x_t given x_s, for s nearer the data: x_t ~ N(scale x_s, std^2 I)."""
@@ -181,7 +190,7 @@ class GaussianPath(ABC):
     @cached_property
     def prior(self) -> Normal | Source:
         """N(0, sigma(t_noise)^2 I), or the source, with `.sample(shape, generator)` and `.log_prob(x)`."""
-        return self.source or Normal(float(self.sigma(torch.tensor(self.t_noise, dtype=torch.float64))))
+        return self.prior_at(self.ends[1])
 
     @cached_property
     def ends(self) -> tuple[float, float]:
@@ -236,6 +245,8 @@ class GaussianPath(ABC):
         return t
 
     def _ordered(self, s: float | Tensor, t: float | Tensor) -> tuple[Tensor, Tensor]:
+        if not self.has_score:
+            raise ValueError(f"{self!r} has no transition kernels: its source is not independent Gaussian noise.")
         s, t = as_time(s), as_time(t)
         low, high = sorted((self.t_data, self.t_noise))
         inside = (s >= low) & (s <= high) & (t >= low) & (t <= high)

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from sdegen import _checks
-from sdegen._shapes import Generators, as_time, batch_of_times, like, normal, rows_of_cond
+from sdegen._shapes import Generators, as_time, batch_of_times, like, rows_of_cond
 from sdegen.couplings import Coupling, Independent, pairs
 from sdegen.gaussian_path import GaussianPath
 from sdegen.models import PREDICTIONS, Cond, ScoreModel
@@ -42,7 +42,9 @@ class LikelihoodWeighting:
     """
 
     def __call__(self, path: GaussianPath, t: Tensor) -> Tensor:
-        """The weight of the squared error of eps at times t (B,)."""
+        """The weight of the squared error of eps at times t (B,); a ValueError on a path without a score."""
+        if not path.has_score:
+            raise ValueError(f"The likelihood weight is a score's, and on {path!r} there is none.")
         span = abs(path.t_noise - path.t_data)
         return 0.5 * span * (path.diffusion(t) / path.sigma(t)) ** 2
 
@@ -81,7 +83,8 @@ def loss(
 
     weighting: None for the plain squared error ("simple" for an eps network), `LikelihoodWeighting()`, `MinSNR()`, or a
                callable (path, t) -> the weight (B,) of the squared error of eps.
-    times:     how t is drawn: `UniformTimes()` by default, `LowDiscrepancyTimes()`, `LikelihoodTimes()`.
+    times:     how t is drawn: `UniformTimes()` by default, `LowDiscrepancyTimes()`, `LikelihoodTimes()` or
+               `ChainTimes()`.
     cond:      keyword arguments for the network.
 
     t, noise:  the times, a scalar or (B,), and the standard normals eps (or the source's draws) like x, instead of
@@ -89,7 +92,7 @@ def loss(
     generator: for those draws, a torch.Generator or one per sample.
     reduction: "mean" over batch and event, or "none": (B,), the mean over each event.
     coupling:  which noise goes with which sample, such as `OptimalTransport()`; on an `Interpolant` alone, since the
-               score is lost. Tensors in cond with one row a sample follow x.
+               score is lost. Tensors in cond with one row a sample follow x; losses come in the coupling's order.
 
     One network call. On the CPU, NaN in x is refused; on an accelerator that look would stall the training loop.
     Raises TypeError or ValueError for input that is not as described.
@@ -102,7 +105,7 @@ def loss(
         t, importance = path.checked_times(batch_of_times(t, x.to(torch.promote_types(x.dtype, torch.float32)))), 1.0
     else:
         raise ValueError(f"Give either t or times, and t = {t!r} came with times = {times!r}.")
-    eps = _drawn_noise(path, x, generator) if noise is None else _given_noise(noise, x)
+    eps = path.noise_like(x, generator) if noise is None else _given_noise(noise, x)
     if coupling is not None:
         rows, partners = pairs(coupling, x, eps, generator)
         x, eps, cond = x[rows], eps[partners], rows_of_cond(_checks.conditions(cond), rows, len(x))
@@ -153,12 +156,6 @@ def _one_each(name: str, values: Tensor, x: Tensor) -> Tensor:
         got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
         raise ValueError(f"{name} must give one number a sample, shape ({len(x)},), and it gave {got}.")
     return values
-
-
-def _drawn_noise(path: GaussianPath, x: Tensor, generator: Generators) -> Tensor:
-    if path.source is None:
-        return normal(x.shape, generator, x.dtype, x.device)
-    return _given_noise(path.source.sample(tuple(x.shape), generator), x)
 
 
 def _given_noise(noise: Tensor, x: Tensor) -> Tensor:

@@ -67,7 +67,8 @@ class Model(nn.Module, ABC):
     """What the solvers ask of a model: `path`, `query` and `estimate`; everything else follows from them."""
 
     path: GaussianPath
-    predicts: str | None = None  # what the network returns; None for an exact model
+    predicts: str | None = None  # what the network returns, on `path`; None where there is none, or it has another path
+    exact: bool = False
     learns_variance: bool = False
 
     @property
@@ -90,19 +91,20 @@ class Model(nn.Module, ABC):
     def working_dtype(self, default: torch.dtype) -> torch.dtype:
         """The dtype in which the network takes its input: `default`, that of the state, unless it has its own."""
 
-    def on(self, path: GaussianPath) -> Moved:
+    @abstractmethod
+    def on(self, path: GaussianPath) -> Model:
         """The same model on another path: a DDPM network sampled as a flow, a flow network by the reverse SDE.
 
         In straight coordinates all paths are one, so at the clock u, that is at the same log-SNR, the network is shown
         its own path's time and state. Where `path` runs beyond the clocks the network was trained on, the verbs raise a
-        ValueError that names the u=(from, to) that stays inside.
+        ValueError that names the u=(from, to) that stays inside. A learned variance, which belongs to the steps of one
+        chain, stays behind. Raises ValueError for a path with another source.
         """
-        return Moved(self, path)
 
-    def covers(self, u_from: float, u_to: float) -> None:
+    def covers(self, u_from: float, u_to: float, slack: float = 1e-12) -> None:
         """A ValueError if the model cannot be asked all the way between two clocks of its path."""
         low, high = self.clocks
-        if min(u_from, u_to) < low - 1e-12 or max(u_from, u_to) > high + 1e-12:
+        if min(u_from, u_to) < low - slack or max(u_from, u_to) > high + slack:
             ends = [max(min(end, high), low) for end in (u_from, u_to)]
             raise ValueError(
                 f"The network was trained between the clocks u = {low} and {high}, and {self.path!r} is to be followed "
@@ -134,8 +136,8 @@ class Model(nn.Module, ABC):
         if len(wrong):
             why = "has no finite coefficients" if self.predicts is None else f"is singular for {self.predicts!r}"
             raise ValueError(
-                f"The solver queries the model at u = {float(u[wrong[0]]):g}, where {self.path!r} {why}; give "
-                "u=(from, to) that keeps away from there, or train a network for 'v', which is singular nowhere."
+                f"The model is to be queried at u = {float(u[wrong[0]]):g}, where {self.path!r} {why}; keep away from "
+                "there by u=(from, to) or another path, or train a network for 'v', which is singular nowhere."
             )
         times, *numbers = table.to(y.device, y.dtype)
         return Table(times, tuple(numbers), self.working_dtype(y.dtype))
@@ -173,14 +175,16 @@ class Model(nn.Module, ABC):
         _checks.batch("x_t", x_t, finite=False)
         if name == "score":
             self.needs_score("This query")
-        if name == self.predicts and not isinstance(self, Moved):
+        if name == self.predicts:
             return self(x_t, t, cond)
         x = x_t.to(torch.promote_types(x_t.dtype, torch.float32))
         t = self.path.checked_times(batch_of_times(t, x))
         alpha, sigma = self.path.alpha(t), self.path.sigma(t)
-        if self.predicts is None:  # an exact score exists at clean data too, as the limit
+        if self.exact:  # its score exists at clean data too, as the limit
             sigma = torch.clamp(sigma, min=1e-30)
         r = alpha + sigma
+        if len(x) and t.device.type == "cpu":
+            self.covers(float((sigma / r).min()), float((sigma / r).max()), slack=1e-6)
         a, b, k = (as_time(n).to(t).expand_as(t) for n in PREDICTIONS[name](self.path, t, alpha, sigma))
         t, numbers = self.query(sigma / r, t, a / k, b / k, torch.zeros_like(t))
         query = Query(t, tuple(like(n, x) for n in numbers), self.working_dtype(x.dtype))
@@ -268,6 +272,10 @@ class ScoreModel(Model):
         double = isinstance(seen, Tensor) and seen.dtype is torch.float64 and dtype is not torch.float64
         return seen.float() if double else seen
 
+    def on(self, path: GaussianPath) -> Model:
+        """See `Model.on`."""
+        return Moved(self, path)
+
     @property
     def clocks(self) -> tuple[float, float]:
         """The ends of the path it is trained on."""
@@ -298,9 +306,9 @@ class ScoreModel(Model):
 
 
 class Moved(Model):
-    """A model on another path than its own, see `Model.on`: the network is shown its own path's time and state."""
+    """A network on another path than its own, see `Model.on`: it is shown its own path's time and state."""
 
-    def __init__(self, model: Model, path: GaussianPath):
+    def __init__(self, model: ScoreModel, path: GaussianPath):
         super().__init__()
         if not isinstance(path, GaussianPath):
             raise TypeError(f"path must be a GaussianPath such as CondOT(), and it is {path!r}.")
@@ -311,7 +319,10 @@ class Moved(Model):
             )
         self.model = model
         self.path = path
-        self.predicts, self.learns_variance = model.predicts, model.learns_variance
+
+    def on(self, path: GaussianPath) -> Model:
+        """The network's own model, moved once more."""
+        return self.model.on(path)
 
     @property
     def clocks(self) -> tuple[float, float]:
@@ -330,10 +341,6 @@ class Moved(Model):
     def estimate(self, y: Tensor, query: Query, cond: Mapping[str, object]) -> Tensor:
         """The model's own."""
         return self.model.estimate(y, query, cond)
-
-    def estimate_with_variance(self, y: Tensor, query: Query, cond: Mapping[str, object]) -> tuple[Tensor, Tensor]:
-        """The model's own."""
-        return self.model.estimate_with_variance(y, query, cond)
 
     def working_dtype(self, default: torch.dtype) -> torch.dtype:
         """The model's own."""

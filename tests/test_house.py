@@ -22,7 +22,7 @@ LAYERS = [  # a file imports only from rows above its own
     {"gaussian_path", "nets", "datasets"},
     {"paths", "flow_paths", "models"},
     {"couplings", "times"},
-    {"chain", "exact", "losses", "dynamics", "decoders"},
+    {"ddpm_path", "exact", "losses", "dynamics", "decoders"},
     {"solvers.grids", "solvers.brownian"},
     {"solvers.ode", "solvers.sde", "solvers.ancestral"},
     {"solvers"},

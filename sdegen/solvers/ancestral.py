@@ -9,11 +9,11 @@ In straight coordinates, with q = u_s (1-u_t) / (u_t (1-u_s)), so that 1 - q = (
 
     std = u_s sqrt(1-q^2)                     variance="posterior" (beta-tilde): the bridge's own
     std = u_t (r_t/r_s) sqrt(1-q^2)           variance="beta": the forward kernel's, sigma_{t|s}^2
-    std^2 = the bridge's + c_x^2 E|x - x_hat|^2 / d          variance="optimal": the true one, averaged
-    log std^2 between those of "posterior" and "beta"        variance="learned": where, the network says
+    std^2 = the bridge's + ((1-u_s)(1-q^2))^2 E|x - x_hat|^2 / d      variance="optimal": the true one, averaged
+    log std^2 between those of "posterior" and "beta"                 variance="learned": where, the network says
 
-"posterior" is the exact solution of the reverse SDE with x_hat frozen over the step, and DDIM at eta = 1; DDIM at
-eta = 0 is the Euler step of the ODE dy/du = eps_hat - x_hat.
+"posterior" is the exact solution of the reverse SDE with x_hat frozen over the step, and DDIM at eta = 1 where the path
+starts at clean data; DDIM at eta = 0 is the Euler step of the ODE dy/du = eps_hat - x_hat.
 
 Denoising Diffusion Probabilistic Models, Ho et al., 2020, arXiv:2006.11239; Denoising Diffusion Implicit Models,
 Song et al., 2021, arXiv:2010.02502; Improved Denoising Diffusion Probabilistic Models, Nichol and Dhariwal, 2021,
@@ -252,9 +252,10 @@ def _learned(problem: Problem, chain: Chain) -> Step:
 
 
 def _optimal(problem: Problem, chain: Chain) -> Step:
-    """E|x - x_hat|^2 / d = (u_t / (1-u_t))^2 (1 - E|eps_hat|^2 / d) with the exact model, E over the batch at hand.
+    """With the exact model E|x - x_hat|^2 / d = (u_t / (1-u_t))^2 (1 - E|eps_hat|^2 / d), E over the batch at hand.
 
-    From pure noise, where that is infinite times zero, the step is the kernel's.
+    Data of variance one has u^2 / ((1-u)^2 + u^2): nothing above it is believed, and near pure noise, where the batch
+    says less than its own sampling error, it is taken instead.
     """
     if isinstance(problem.generator, (list, tuple)):
         raise ValueError(
@@ -264,20 +265,20 @@ def _optimal(problem: Problem, chain: Chain) -> Step:
     model, cond, u = problem.model, problem.cond, chain.u[:-1]
     ones = torch.ones_like(u)
     queries = model.plan(problem.y, u, chain.t[:-1], ones, 0 * ones)
-    pure = u == 1
-    gain = torch.where(pure, chain.kernel - chain.bridge, (chain.add * u / (1 - u)) ** 2)
-    numbers = torch.stack([chain.keep, chain.add, u, chain.bridge, gain]).to(problem.y).unbind(1)
+    most, per_share = u**2 / ((1 - u) ** 2 + u**2), (u / (1 - u)) ** 2
+    told = (per_share * (2 / problem.y.numel()) ** 0.5 < most).tolist()
+    numbers = torch.stack([chain.keep, chain.add, u, chain.bridge, most, per_share]).to(problem.y).unbind(1)
     last = len(numbers) - 1 if _reaches_data(problem) else len(numbers)
 
     def step(k: int, y: Tensor) -> tuple[Tensor, Tensor | None]:
-        keep, add, clock, bridge, most = numbers[k]
+        keep, add, clock, bridge, spread, per_share = numbers[k]
         x_hat = model.estimate(y, queries[k], cond)
         mean = torch.addcmul(keep * y, add, x_hat)
         if k == last:
             return mean, None
-        if bool(pure[k]):
-            return mean, torch.sqrt(bridge + most)
-        eps_hat = (y - (1 - clock) * x_hat) / clock
-        return mean, torch.sqrt(bridge + most * torch.clamp(1 - eps_hat.square().mean(), 0, 1))
+        if told[k]:
+            eps_hat = (y - (1 - clock) * x_hat) / clock
+            spread = torch.minimum(spread, per_share * torch.clamp(1 - eps_hat.square().mean(), min=0))
+        return mean, torch.sqrt(bridge + add**2 * spread)
 
     return step

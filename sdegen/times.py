@@ -92,6 +92,8 @@ class LikelihoodTimes:
         self, path: GaussianPath, n: int, generator: Generators, dtype: torch.dtype, device: torch.device
     ) -> tuple[Tensor, Tensor]:
         """n times and their importance weights, both (n,)."""
+        if not path.has_score:
+            raise ValueError(f"The likelihood weight is a score's, and on {path!r} there is none.")
         ends = torch.tensor([max(self.u_min, path.ends[0]), min(self.u_max, path.ends[1])], dtype=torch.float64)
         if ends[0] >= ends[1]:
             raise ValueError(

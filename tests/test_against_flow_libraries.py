@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -115,3 +117,12 @@ def test_an_adapted_network_stays_in_sight():
     assert model.working_dtype(torch.float32) is torch.float64
     scaled = sdegen.ScoreModel(Adapted(net, lambda net, x, t, gain: gain * net(t, x)), sdegen.CondOT(), "velocity")
     torch.testing.assert_close(scaled(x_T, 0.5, {"gain": 2.0}), 2 * net(torch.full((4,), 0.5), x_T))
+
+
+def test_adapted_models_are_pickled_and_checked():
+    for model in (from_torchcfm(TimeFirst()), from_torchcfm(TimeFirst(), joined=True), from_flow_matching(Named())):
+        again = pickle.loads(pickle.dumps(model))
+        assert type(again.net.net) is type(model.net.net)
+    for refused in (lambda: from_torchcfm(None), lambda: from_torchcfm(Named(), joined="no"), lambda: Adapted(1, 2)):
+        with pytest.raises(TypeError, match="must be"):
+            refused()

@@ -488,3 +488,78 @@ def test_knots_of_a_short_flow_are_where_they_should_be():
 
 def test_start_law_helper_sees_the_flow_end():
     assert start_law(sdegen.Gaussian([0.8], 0.5).marginal(OT, OT.t_noise)) == pytest.approx((0, 1), abs=1e-12)
+
+
+# What must not happen quietly
+
+
+def test_a_model_keeps_its_source_when_it_moves():
+    wide = sdegen.Gaussian([0.0, 0.0], 3.0)
+    field = sdegen.vector_field(lambda x, t: 0 * x, prior=wide)
+    with pytest.raises(ValueError, match="keeps its source"):
+        field.on(OT)
+    gaussian = sdegen.ScoreModel(lambda x, t: 0 * x, OT)
+    with pytest.raises(ValueError, match="keeps its source"):
+        gaussian.on(sdegen.Interpolant(OT, wide))
+    with pytest.raises(ValueError, match="Gaussian path"):
+        sdegen.Interpolant(sdegen.Interpolant(OT, wide))
+    moved = field.on(sdegen.Interpolant(sdegen.Trigonometric(), wide))
+    x = torch.randn(5, 2)
+    torch.testing.assert_close(sdegen.log_prob(moved, x), sdegen.log_prob(field, x), rtol=0, atol=1e-9)
+
+
+def test_a_mixture_is_a_source_like_any():
+    source = sdegen.Gaussian([5.0, 5.0], 0.1)
+    path = sdegen.Interpolant(OT, source)
+    still = sdegen.ScoreModel(lambda x, t: 0 * x, path, "velocity")
+    assert float(sdegen.sample(still, (50, 2), sdegen.ODESolver("euler", steps=2)).mean()) == pytest.approx(5, abs=0.1)
+    x_t, z = path.perturb(torch.zeros(50, 2), 0.25)
+    torch.testing.assert_close(x_t, 0.75 * z)
+    assert float(z.mean()) == pytest.approx(5, abs=0.1)
+    assert float(sdegen.loss(still, torch.zeros(50, 2))) == pytest.approx(25, abs=1)
+    for refused in (lambda: path.transition(0.9, 0.5), lambda: path.bridge(0.9, 0.5)):
+        with pytest.raises(ValueError, match="no transition kernels"):
+            refused()
+    for option in ({"weighting": sdegen.LikelihoodWeighting()}, {"times": sdegen.LikelihoodTimes()}):
+        with pytest.raises(ValueError, match="score"):
+            sdegen.loss(still, torch.zeros(50, 2), **option)
+    with pytest.raises(TypeError, match="source must have"):
+        sdegen.Interpolant(OT, "noise")
+
+
+def test_an_exact_model_moves_anywhere_and_a_network_only_where_it_was_trained():
+    data = sdegen.Gaussian([0.3], 0.5)
+    assert sdegen.sample(data.model(VP).on(OT), (4, 1), sdegen.ODESolver("rk4", steps=5)).shape == (4, 1)
+    moved = sdegen.ScoreModel(lambda x, t: 0 * x, VP).on(OT)
+    with pytest.raises(ValueError, match="trained between the clocks"):
+        moved.data(torch.zeros(3, 1), 1e-3)
+    assert moved.data(torch.zeros(3, 1, dtype=torch.float32), 0.5).shape == (3, 1)
+    assert not moved.learns_variance
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda x, z, g: (torch.arange(len(x)), torch.zeros(1, dtype=torch.long)),
+        lambda x, z, g: (torch.ones(len(x), dtype=torch.bool),) * 2,
+        lambda x, z, g: torch.arange(len(x)),
+        lambda x, z, g: None,
+    ],
+)
+def test_a_coupling_returns_rows(answer):
+    model = sdegen.ScoreModel(lambda x, t: 0 * x, sdegen.Interpolant(), "velocity")
+    with pytest.raises(ValueError, match="two int64 tensors of 6 rows"):
+        sdegen.loss(model, torch.randn(6, 2), coupling=answer)
+    with pytest.raises(TypeError, match="coupling must be"):
+        sdegen.loss(model, torch.randn(6, 2), coupling=sdegen.OptimalTransport)
+
+
+def test_straightness_counts_every_step_by_its_length_and_keeps_its_digits():
+    model, z = sdegen.Gaussian([0.0], 0.3).model(OT), torch.randn(16, 1)
+    even = sdegen.straightness(model, z, sdegen.ODESolver("rk4", steps=400, grid=sdegen.PowerGrid(1)))
+    crowded = sdegen.straightness(model, z, sdegen.ODESolver("rk4", steps=400, grid=sdegen.PowerGrid(2)))
+    torch.testing.assert_close(crowded, even, rtol=1e-3, atol=0)
+    straight = sdegen.vector_field(lambda x, t: 0 * x + 3)
+    assert float(sdegen.straightness(straight, (100 + z).half()).max()) < 1e-4
+    with pytest.raises(ValueError, match="fixed steps"):
+        sdegen.straightness(model, z, sdegen.ODESolver("dopri5"))

@@ -7,7 +7,6 @@ import importlib.util
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -137,20 +136,41 @@ def test_import_is_light_and_touches_no_global_state():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+EXAMPLES = {
+    "sde_vs_ode": (
+        ["plane.png", "trajectories.png", "digits.png"],
+        ["SDE euler", "SDE srk", "ODE dopri5", "ODE rk4", "Ancestral", "bits/dim"],
+    ),
+    "ddpm_as_special_case": (
+        ["ddpm_digits.png", "ddpm_convergence.png"],
+        ["chain, 50 steps", "DDIM, 50 steps", "bound, levels", "bound, dequantised", "density, dequantised", "0.74941"],
+    ),
+    "flow_matching": (
+        ["flow_trajectories.png", "flow_digits.png"],
+        ["straightness S", "OT flow", "reflow", "diffusion as flow", "flow by VP's SDE"],
+    ),
+    "cnf": (["flow_cnf.png"], ["planar: log-density", "Hamiltonian: energy"]),
+}
+
+
 @pytest.mark.slow
-def test_the_quick_example_runs_and_writes_its_pictures(tmp_path, capsys):
-    spec = importlib.util.spec_from_file_location("sde_vs_ode", ROOT / "examples" / "sde_vs_ode.py")
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_the_quick_examples_run_and_write_their_pictures(name, tmp_path, capsys):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "examples" / f"{name}.py")
     example = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(example)
-    torch = importlib.import_module("torch")
-    torch.set_default_dtype(torch.float32)
-    start = time.perf_counter()
-    example.main(["--quick", "--out", str(tmp_path)])
-    assert time.perf_counter() - start < 240
-    said = capsys.readouterr().out
-    for name in ("plane.png", "trajectories.png", "digits.png"):
-        assert (tmp_path / name).stat().st_size > 10_000
-    for label in ("SDE euler", "SDE srk", "ODE dopri5", "ODE rk4", "Ancestral", "bits/dim"):
+    importlib.import_module("torch").set_default_dtype(importlib.import_module("torch").float32)
+    example.main([*(["--quick"] if name != "cnf" else []), "--out", str(tmp_path)])
+    said, (pictures, labels) = capsys.readouterr().out, EXAMPLES[name]
+    for picture in pictures:
+        assert (tmp_path / picture).stat().st_size > 10_000
+    for label in labels:
         assert label in said
-    ours, gaussian = (float(re.search(pattern, said)[1]) for pattern in (r"given the label (\S+)", r"Gaussian: (\S+)"))
-    assert ours < gaussian
+    if name == "sde_vs_ode":
+        ours, theirs = (float(re.search(p, said)[1]) for p in (r"given the label (\S+)", r"Gaussian: (\S+)"))
+        assert ours < theirs
+
+
+def test_every_example_is_run():
+    assert {path.stem for path in (ROOT / "examples").glob("*.py")} == set(EXAMPLES)

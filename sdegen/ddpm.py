@@ -62,7 +62,6 @@ class ModelChain:
             "var": var,
             "log_ratio": log_ratio,
             "excess": log_ratio + torch.expm1(-log_ratio),  # log r - 1 + 1/r
-            "scale": chain.scale,
         }
         self.u = chain.u[:-1].flip(0)
         minus = -torch.ones_like(self.u)

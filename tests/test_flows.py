@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from problems import OwnFlow, affine_law, ring, slope, start_law, two_modes
+from problems import PATHS, OwnFlow, affine_law, ring, slope, start_law, two_modes
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
@@ -140,7 +140,7 @@ def test_log_densities_agree_once_the_prior_does_and_differ_by_the_reported_gap(
     assert 0.3e-4 < float(gap.abs().max()) < 3e-4
 
 
-@pytest.mark.parametrize("path", [VP, OT, sdegen.Trigonometric(), sdegen.VESDE()], ids=repr)
+@pytest.mark.parametrize("path", [*PATHS.values(), sdegen.Trigonometric(), sdegen.Retimed(OT, 0.0, 1.0)], ids=repr)
 def test_encode_and_decode_are_inverse(path):
     model = ring().model(path)
     x = ring().marginal(path, path.t_data).sample(64)

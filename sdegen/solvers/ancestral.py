@@ -254,8 +254,8 @@ def _learned(problem: Problem, chain: Chain) -> Step:
 def _optimal(problem: Problem, chain: Chain) -> Step:
     """With the exact model E|x - x_hat|^2 / d = (u_t / (1-u_t))^2 (1 - E|eps_hat|^2 / d), E over the batch at hand.
 
-    Data of variance one has u^2 / ((1-u)^2 + u^2): nothing above it is believed, and near pure noise, where the batch
-    says less than its own sampling error, it is taken instead.
+    Near pure noise that is nearly infinite times nearly zero: where the batch's sampling error would exceed a tenth of
+    u^2 / ((1-u)^2 + u^2), the value for data of variance one, that value is taken instead.
     """
     if isinstance(problem.generator, (list, tuple)):
         raise ValueError(
@@ -265,9 +265,9 @@ def _optimal(problem: Problem, chain: Chain) -> Step:
     model, cond, u = problem.model, problem.cond, chain.u[:-1]
     ones = torch.ones_like(u)
     queries = model.plan(problem.y, u, chain.t[:-1], ones, 0 * ones)
-    most, per_share = u**2 / ((1 - u) ** 2 + u**2), (u / (1 - u)) ** 2
-    told = (per_share * (2 / problem.y.numel()) ** 0.5 < most).tolist()
-    numbers = torch.stack([chain.keep, chain.add, u, chain.bridge, most, per_share]).to(problem.y).unbind(1)
+    unit, per_share = u**2 / ((1 - u) ** 2 + u**2), (u / (1 - u)) ** 2
+    told = (per_share * (2 / problem.y.numel()) ** 0.5 < 0.1 * unit).tolist()
+    numbers = torch.stack([chain.keep, chain.add, u, chain.bridge, unit, per_share]).to(problem.y).unbind(1)
     last = len(numbers) - 1 if _reaches_data(problem) else len(numbers)
 
     def step(k: int, y: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -278,7 +278,7 @@ def _optimal(problem: Problem, chain: Chain) -> Step:
             return mean, None
         if told[k]:
             eps_hat = (y - (1 - clock) * x_hat) / clock
-            spread = torch.minimum(spread, per_share * torch.clamp(1 - eps_hat.square().mean(), min=0))
+            spread = per_share * torch.clamp(1 - eps_hat.square().mean(), min=0)
         return mean, torch.sqrt(bridge + add**2 * spread)
 
     return step

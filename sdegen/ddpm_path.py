@@ -106,9 +106,9 @@ class DDPM(VariancePreserving):
         betas = -torch.expm1(-torch.diff(B))
         if max_beta is not None:
             betas = torch.clamp(betas, max=max_beta)
-        elif betas[-1] == 1:
+        elif bool((betas == 1).any()):
             raise ValueError(
-                f"{path!r} ends in pure noise, where the last beta would be 1; give max_beta, such as 0.999."
+                f"{path!r} reaches pure noise within a step, where beta would be 1; give max_beta, such as 0.999."
             )
         return cls(betas, smooth=smooth)
 
@@ -123,10 +123,7 @@ class DDPM(VariancePreserving):
         network with an embedding table take `lambda t: path.index(t).round().long()`; for one on another
         variance-preserving path, `lambda t: chain.index(chain.time(path.clock(t)))`, which matches the log-SNR.
         """
-        position = self.checked_times(as_time(t)) * self.steps
-        whole = torch.round(position)
-        near = (position - whole).abs() <= max(1e-9, 2 * torch.finfo(position.dtype).eps) * whole
-        return torch.clamp(torch.where(near, whole, position) - 1, min=0)
+        return torch.clamp(self._position(self.checked_times(as_time(t)), slack=1e-9) - 1, min=0)
 
     def respaced(self, steps: int, spacing: str = "leading") -> Tensor:
         """A shorter chain: steps + 1 clocks u from noise to data, for `grid=` of `Ancestral` and `DDIM`.
@@ -157,11 +154,11 @@ class DDPM(VariancePreserving):
             self._tables[device] = tuple(table.to(t.device) for table in self._tables["cpu"])
         return self._tables[device]
 
-    def _position(self, t: Tensor) -> Tensor:
-        """t K, exactly k where t is k/K up to rounding."""
+    def _position(self, t: Tensor, slack: float = 0.0) -> Tensor:
+        """t K, exactly k where t is k/K up to rounding, or up to a relative `slack`."""
         position = t * self.steps
         whole = torch.round(position)
-        near = (position - whole).abs() <= 2 * torch.finfo(position.dtype).eps * whole
+        near = (position - whole).abs() <= max(slack, 2 * torch.finfo(position.dtype).eps) * whole
         return torch.where(near, whole, position)
 
     def _within(self, t: Tensor) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sdegen import _checks
 from sdegen._shapes import as_time
-from sdegen.gaussian_path import GaussianPath, Slopes, Source
+from sdegen.gaussian_path import GaussianPath, Slopes, Source, UnitVariance
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class CondOT(GaussianPath):
 
 
 @dataclass(frozen=True)
-class Trigonometric(GaussianPath):
+class Trigonometric(UnitVariance):
     """x_t = sin(pi t/2) x + cos(pi t/2) eps: variance preserving, noise at t = 0, data at t = 1, from end to end.
 
     Albergo and Vanden-Eijnden, 2023, arXiv:2209.15571.
@@ -88,11 +88,6 @@ class Trigonometric(GaussianPath):
         """From tan(pi (1-t)/2) = u/(1-u)."""
         u = as_time(u)
         return 1 - torch.atan2(u, 1 - u) / (0.5 * math.pi)
-
-    def scale(self, u: float | Tensor) -> Tensor:
-        """1/sqrt((1-u)^2 + u^2)."""
-        u = as_time(u)
-        return 1 / torch.hypot(1 - u, u)
 
 
 @dataclass(frozen=True)

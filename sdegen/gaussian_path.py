@@ -161,6 +161,8 @@ class GaussianPath(ABC):
         """Draws from the source, standard normals unless it is another, like `x` (B, ...)."""
         if self.source is None:
             return normal(x.shape, generator, x.dtype, x.device)
+        if not callable(getattr(self.source, "sample", None)):
+            raise ValueError(f"The source {self.source!r} has no method sample(shape, generator); give its draws.")
         z = _checks.batch("the source's sample", self.source.sample(tuple(x.shape), generator), finite=False)
         if z.shape != x.shape:
             raise ValueError(f"The source's sample must have shape {tuple(x.shape)}, and it has {tuple(z.shape)}.")
@@ -261,6 +263,15 @@ class GaussianPath(ABC):
         """1 - q^2 with q = (sigma/alpha)(s) / (sigma/alpha)(t): the share of x_t's noise that is new since s."""
         wide, narrow = self.sigma(t) * self.alpha(s), self.sigma(s) * self.alpha(t)
         return (wide - narrow) * (wide + narrow) / wide**2
+
+
+class UnitVariance(GaussianPath):
+    """A path with alpha^2 + sigma^2 = 1, whose scale is a function of the clock alone."""
+
+    def scale(self, u: float | Tensor) -> Tensor:
+        """1/sqrt((1-u)^2 + u^2)."""
+        u = as_time(u)
+        return 1 / torch.hypot(1 - u, u)
 
 
 def _slope(f: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:

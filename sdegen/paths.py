@@ -17,10 +17,10 @@ from torch import Tensor
 
 from sdegen import _checks
 from sdegen._shapes import as_time
-from sdegen.gaussian_path import GaussianPath, Slopes
+from sdegen.gaussian_path import GaussianPath, Slopes, UnitVariance
 
 
-class VariancePreserving(GaussianPath):
+class VariancePreserving(UnitVariance):
     """alpha^2 + sigma^2 = 1, so r = 1/sqrt((1-u)^2 + u^2), with alpha^2 = exp(-B(t)) and B' = beta."""
 
     @abstractmethod
@@ -52,11 +52,6 @@ class VariancePreserving(GaussianPath):
         """From exp(B) = 1 + (u/(1-u))^2."""
         u = as_time(u)
         return self._time_of(torch.log1p((u / (1 - u)) ** 2))
-
-    def scale(self, u: float | Tensor) -> Tensor:
-        """1/sqrt((1-u)^2 + u^2)."""
-        u = as_time(u)
-        return 1 / torch.hypot(1 - u, u)
 
 
 @dataclass(frozen=True)
@@ -134,7 +129,7 @@ class SubVPSDE(_LinearBeta, GaussianPath):
 
 
 @dataclass(frozen=True)
-class CosineVPSDE(GaussianPath):
+class CosineVPSDE(UnitVariance):
     """Cosine schedule: alpha = cos(theta) / cos(theta_0), theta = theta_0 + pi t / (2(1+s)), theta_0 = pi s / (2(1+s)).
 
     Variance preserving, with alpha(1) = 0 exactly: sin(pi/2 - theta) is used for the cosine, and differences of
@@ -178,11 +173,6 @@ class CosineVPSDE(GaussianPath):
         root = torch.sqrt(u**2 + (sin * (1 - u)) ** 2)
         turned = torch.atan2(cos * u**2, (root + sin * (1 - u)) * (cos**2 * (1 - u) + sin * root))
         return turned / self._rate
-
-    def scale(self, u: float | Tensor) -> Tensor:
-        """1/sqrt((1-u)^2 + u^2)."""
-        u = as_time(u)
-        return 1 / torch.hypot(1 - u, u)
 
 
 @dataclass(frozen=True)

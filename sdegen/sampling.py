@@ -12,7 +12,7 @@ from sdegen import _checks
 from sdegen._shapes import Generators
 from sdegen.border import Solver, check_model, check_solver, interval, ode_solver, scale_at, working
 from sdegen.dynamics import Path, Problem, evaluating
-from sdegen.gaussian_path import Normal, Source
+from sdegen.gaussian_path import Normal
 from sdegen.models import Cond, Model
 from sdegen.solvers import ODESolver
 
@@ -75,27 +75,14 @@ def sample(
     _checks.generators(generator, shape[0], device)
     if x_T is None:
         u_from, _ = interval(model, "data", u)
-        start = _drawn(model.path.prior_at(u_from), shape, generator, dtype, device)
+        prior, start = model.path.prior_at(u_from), torch.empty(shape, dtype=dtype, device=device)
+        start = model.path.noise_like(start, generator) * (prior.std if isinstance(prior, Normal) else 1.0)
     else:
         start = _checks.batch("x_T", x_T).to(device, dtype)
         if tuple(start.shape) != shape:
             raise ValueError(f"x_T must have the shape of the samples, {shape}, and it has {tuple(start.shape)}.")
     options = {"u": u, "noise": noise, "generator": generator, "cond": cond, "progress": progress}
     return solve(model, start, solver, to="data", **options).x
-
-
-def _drawn(
-    prior: Normal | Source, shape: tuple[int, ...], generator: Generators, dtype: torch.dtype, device: torch.device
-) -> Tensor:
-    """A start from a path's prior; a source of the user's knows nothing of dtypes and devices."""
-    if isinstance(prior, Normal):
-        return prior.sample(shape, generator, dtype=dtype, device=device)
-    if not callable(getattr(prior, "sample", None)):
-        raise ValueError(f"{prior!r} has no method sample(shape, generator) to start from; give x_T.")
-    start = _checks.batch("the source's sample", prior.sample(shape, generator))
-    if tuple(start.shape) != shape:
-        raise ValueError(f"The source's sample must have shape {shape}, and it has {tuple(start.shape)}.")
-    return start.to(device, dtype)
 
 
 def encode(

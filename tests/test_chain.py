@@ -610,6 +610,7 @@ def generators(n):
         (lambda: sdegen.DDPM.from_path(sdegen.SubVPSDE(), 10), ValueError, "SubVPSDE"),
         (lambda: sdegen.DDPM.from_path(sdegen.VESDE(), 10), ValueError, "VESDE"),
         (lambda: sdegen.DDPM.from_path(sdegen.CosineVPSDE(), 10), ValueError, "max_beta"),
+        (lambda: sdegen.DDPM.from_path(sdegen.VPSDE(0.1, 140.0), 1), ValueError, "max_beta"),
         (lambda: sdegen.DDPM.from_path(sdegen.VPSDE(), 0), ValueError, "0"),
         (lambda: CHAIN.respaced(21), ValueError, "21"),
         (lambda: CHAIN.respaced(0), ValueError, "0"),

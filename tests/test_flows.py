@@ -526,6 +526,19 @@ def test_a_mixture_is_a_source_like_any():
     with pytest.raises(TypeError, match="source must have"):
         sdegen.Interpolant(OT, "noise")
 
+    class Density:
+        def log_prob(self, x):
+            return -x.square().sum(1)
+
+    scored = sdegen.ScoreModel(lambda x, t: 0 * x, sdegen.Interpolant(OT, Density()), "velocity")
+    for refused in (
+        lambda: sdegen.sample(scored, (3, 2), sdegen.ODESolver("euler", steps=2)),
+        lambda: sdegen.loss(scored, torch.zeros(3, 2)),
+    ):
+        with pytest.raises(ValueError, match="no method sample"):
+            refused()
+    assert sdegen.log_prob(scored, torch.ones(3, 2)).tolist() == pytest.approx([-2.0] * 3)
+
 
 def test_an_exact_model_moves_anywhere_and_a_network_only_where_it_was_trained():
     data = sdegen.Gaussian([0.3], 0.5)

@@ -2,25 +2,25 @@
 
 from sdegen._checks import NonFiniteError
 from sdegen._version import __version__
-from sdegen.bounds import IWAE, VLB, iwae, vlb
-from sdegen.continuous_bound import continuous_vlb
-from sdegen.couplings import Independent, OptimalTransport
-from sdegen.ddpm import hybrid_loss, optimal_variance
-from sdegen.ddpm_path import DDPM
-from sdegen.decoders import Discretized
-from sdegen.dynamics import Hutchinson
-from sdegen.entropy_form import EntropyForm, entropy_form
-from sdegen.exact import Gaussian, GaussianMixture
-from sdegen.flow_paths import CondOT, Interpolant, Retimed, Trigonometric
-from sdegen.flows import rectify, straightness, vector_field
-from sdegen.gaussian_path import GaussianPath
-from sdegen.likelihood import log_prob
-from sdegen.losses import LikelihoodWeighting, MinSNR, loss
-from sdegen.models import Model, ScoreModel
-from sdegen.paths import VESDE, VPSDE, CosineVPSDE, SubVPSDE
+from sdegen.likelihoods.chain import hybrid_loss, optimal_variance
+from sdegen.likelihoods.continuous import continuous_vlb
+from sdegen.likelihoods.decoders import Discretized
+from sdegen.likelihoods.density import log_prob
+from sdegen.likelihoods.entropy import EntropyForm, entropy_form
+from sdegen.likelihoods.variational import IWAE, VLB, iwae, vlb
+from sdegen.models.exact import Gaussian, GaussianMixture
+from sdegen.models.model import Model, ScoreModel
+from sdegen.paths.chain import DDPM
+from sdegen.paths.diffusions import VESDE, VPSDE, CosineVPSDE, SubVPSDE
+from sdegen.paths.flows import CondOT, Interpolant, Retimed, Trigonometric
+from sdegen.paths.gaussian import GaussianPath
+from sdegen.reflow import rectify, straightness, vector_field
 from sdegen.sampling import Solution, decode, encode, sample, solve
 from sdegen.solvers import DDIM, Ancestral, ODESolver, PowerGrid, SDESolver
-from sdegen.times import ChainTimes, LikelihoodTimes, LowDiscrepancyTimes, UniformTimes
+from sdegen.solvers.base import Hutchinson
+from sdegen.training.couplings import Independent, OptimalTransport
+from sdegen.training.losses import LikelihoodWeighting, MinSNR, loss
+from sdegen.training.times import ChainTimes, LikelihoodTimes, LowDiscrepancyTimes, UniformTimes
 
 __all__ = [
     "DDIM",

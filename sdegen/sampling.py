@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from sdegen import _checks
+from sdegen._arguments import Solver, check_model, check_solver, interval, ode_solver, scale_at, working
 from sdegen._shapes import Generators
-from sdegen.border import Solver, check_model, check_solver, interval, ode_solver, scale_at, working
-from sdegen.dynamics import Path, Problem, evaluating
-from sdegen.gaussian_path import Normal
-from sdegen.models import Cond, Model
+from sdegen.models.model import Cond, Model
+from sdegen.paths.gaussian import Normal
 from sdegen.solvers import ODESolver
+from sdegen.solvers.base import Path, Problem, evaluating
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from problems import PATHS, OwnFlow
 from torch import nn
 
 import sdegen
-from sdegen.models import PREDICTIONS
+from sdegen.models.model import PREDICTIONS
 
 ALL = {**PATHS, "own flow": OwnFlow()}
 every_path = pytest.mark.parametrize("path", ALL.values(), ids=ALL.keys())

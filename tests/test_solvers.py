@@ -359,7 +359,7 @@ def test_default_grids():
 @pytest.mark.parametrize("to", ["data", "noise"])
 def test_adaptive_steps_see_the_same_sde(to):
     """At any s the drift and the noise of an adaptive solve are those of dynamics.py at u(s), times du/ds."""
-    from sdegen.dynamics import Problem
+    from sdegen.solvers.base import Problem
     from sdegen.solvers.brownian import AdaptiveBrownian
     from sdegen.solvers.sde import _AnyTime
 

@@ -31,9 +31,9 @@ import torch
 from torch import Tensor
 
 from sdegen import _checks
-from sdegen.dynamics import CHECK_EVERY, Path, Problem
-from sdegen.gaussian_path import GaussianPath
-from sdegen.models import Model
+from sdegen.models.model import Model
+from sdegen.paths.gaussian import GaussianPath
+from sdegen.solvers.base import CHECK_EVERY, Path, Problem
 from sdegen.solvers.brownian import noise_of_step
 from sdegen.solvers.grids import Grid, PowerGrid, check_grid, knots
 

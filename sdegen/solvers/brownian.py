@@ -15,7 +15,7 @@ from torch import Tensor
 from torchsde import BrownianInterval
 
 from sdegen._shapes import normal
-from sdegen.dynamics import Problem
+from sdegen.solvers.base import Problem
 
 
 def noise_of_step(problem: Problem, steps: int, pair: bool = False) -> Callable[[int], Tensor]:

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from sdegen import _checks
-from sdegen.dynamics import Problem
-from sdegen.gaussian_path import GaussianPath
-from sdegen.models import Query
+from sdegen.models.model import Query
+from sdegen.paths.gaussian import GaussianPath
+from sdegen.solvers.base import Problem
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,8 @@ from torchdiffeq import odeint
 from sdegen import _checks
 from sdegen._checks import NonFiniteError
 from sdegen._shapes import event_size
-from sdegen.dynamics import CHECK_EVERY, Path, Problem, drift_and_divergence
-from sdegen.models import Query
+from sdegen.models.model import Query
+from sdegen.solvers.base import CHECK_EVERY, Path, Problem, drift_and_divergence
 from sdegen.solvers.grids import Grid, PowerGrid, check_grid, knots, plan_stages
 
 

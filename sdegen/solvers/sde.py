@@ -1,6 +1,6 @@
 """SDE solvers on torchsde.
 
-The SDE of dynamics.py is integrated in step-index time s in [0, N] with dt = 1. Within step k the clock is linear,
+The SDE of base.py is integrated in step-index time s in [0, N] with dt = 1. Within step k the clock is linear,
 u = u_k + (s - k)(u_{k+1} - u_k), so with h = |u_{k+1} - u_k|
 
     dy = [(eps_hat - x_hat)(u_{k+1} - u_k) - gamma eps_hat h] ds + w sqrt(h) dW
@@ -24,8 +24,8 @@ from torch import Tensor
 
 from sdegen import _checks
 from sdegen._checks import NonFiniteError
-from sdegen.dynamics import CHECK_EVERY, NoiseProfile, Path, Problem
-from sdegen.models import Query
+from sdegen.models.model import Query
+from sdegen.solvers.base import CHECK_EVERY, NoiseProfile, Path, Problem
 from sdegen.solvers.brownian import AdaptiveBrownian, Increments
 from sdegen.solvers.grids import Grid, PowerGrid, check_grid, knots, plan_stages, within
 

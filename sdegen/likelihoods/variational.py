@@ -1,6 +1,6 @@
 """Bounds on the log-likelihood of the chain: the variational bound, term by term, and its many-sample form.
 
-    -log p(x) <= L_K + sum over k = 2 ... K of L_{k-1} + L_0                                          (terms in ddpm.py)
+    -log p(x) <= L_K + sum over k = 2 ... K of L_{k-1} + L_0                                        (terms in chain.py)
     log p(x)  >= log of the mean over paths of w,   w = p(x, x_1 ... x_K) / q(x_1 ... x_K | x)
 
 Neither bounds the likelihood of the ODE, `log_prob`, which is another model with the same network.
@@ -21,11 +21,11 @@ from torch import Tensor
 from sdegen import _checks
 from sdegen._checks import NonFiniteError
 from sdegen._shapes import Generators, event_size, normal, rows_of_cond, sum_event, uniform
-from sdegen.ddpm import ModelChain, optimal_variance, parts, prepared, rows_of
-from sdegen.decoders import Decoder, Discretized, decoder_of
-from sdegen.dynamics import bar, evaluating
-from sdegen.models import Cond, Model
+from sdegen.likelihoods.chain import ModelChain, optimal_variance, parts, prepared, rows_of
+from sdegen.likelihoods.decoders import Decoder, Discretized, decoder_of
+from sdegen.models.model import Cond, Model
 from sdegen.solvers import Ancestral
+from sdegen.solvers.base import bar, evaluating
 from sdegen.solvers.grids import Grid
 
 

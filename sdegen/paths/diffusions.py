@@ -1,4 +1,4 @@
-"""The diffusions: VP (linear beta, cosine), sub-VP and VE. The chain is in ddpm_path.py, the flows in flow_paths.py.
+"""The diffusions: VP (linear beta, cosine), sub-VP and VE. The chain is in chain.py, the flows in flows.py.
 
 Each states alpha, sigma, their derivatives in its own time, and the two functions of the straight clock u that the
 dynamics use, t(u) and r(u), in forms that lose no digits near the data: expm1 for 1 - exp, tangents for acos.
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sdegen import _checks
 from sdegen._shapes import as_time
-from sdegen.gaussian_path import GaussianPath, Slopes, UnitVariance
+from sdegen.paths.gaussian import GaussianPath, Slopes, UnitVariance
 
 
 class VariancePreserving(UnitVariance):

@@ -24,14 +24,14 @@ import torch
 from torch import Tensor
 
 from sdegen import _checks
+from sdegen._arguments import check_model
 from sdegen._checks import NonFiniteError
 from sdegen._shapes import Generators, as_time, event_size, like, normal, rows_of_cond, sum_event, uniform
-from sdegen.border import check_model
-from sdegen.decoders import Decoder, Discretized, decoder_of, nats
-from sdegen.dynamics import bar, evaluating
-from sdegen.models import PREDICTIONS, Cond, Model, ScoreModel
+from sdegen.likelihoods.decoders import Decoder, Discretized, decoder_of, nats
+from sdegen.models.model import PREDICTIONS, Cond, Model, ScoreModel
 from sdegen.solvers import Ancestral
 from sdegen.solvers.ancestral import check_learned
+from sdegen.solvers.base import bar, evaluating
 from sdegen.solvers.grids import Grid
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sdegen import _checks
 from sdegen._shapes import Generators, uniform
-from sdegen.gaussian_path import GaussianPath
+from sdegen.paths.gaussian import GaussianPath
 
 Times = Callable[[GaussianPath, int, Generators, torch.dtype, torch.device], tuple[Tensor, Tensor]]
 

@@ -1,6 +1,6 @@
 """Denoising score matching and flow matching: one loss, the network's own prediction regressed on its target.
 
-With k p = a x + b eps (models.py) the loss of one sample at time t is the mean over the event of
+With k p = a x + b eps (models/model.py) the loss of one sample at time t is the mean over the event of
 
     weight(t) [ k p_theta(x_t, t) - (a x + b eps) ]^2          x_t = alpha x + sigma eps
 
@@ -25,10 +25,10 @@ from torch import Tensor
 
 from sdegen import _checks
 from sdegen._shapes import Generators, as_time, batch_of_times, like, rows_of_cond
-from sdegen.couplings import Coupling, Independent, pairs
-from sdegen.gaussian_path import GaussianPath
-from sdegen.models import PREDICTIONS, Cond, ScoreModel
-from sdegen.times import Times, UniformTimes
+from sdegen.models.model import PREDICTIONS, Cond, ScoreModel
+from sdegen.paths.gaussian import GaussianPath
+from sdegen.training.couplings import Coupling, Independent, pairs
+from sdegen.training.times import Times, UniformTimes
 
 Weighting = Callable[[GaussianPath, Tensor], Tensor]
 

@@ -1,6 +1,6 @@
 """The variational bound as cross-entropy: what every step of a chain costs beyond what it must.
 
-Averaged over the data, the bound of ddpm.py is also
+Averaged over the data, the bound of chain.py is also
 
     H(data) + KL( q(x_K) | p(x_K) ) + sum over k = 1 ... K of E KL( q(x_{k-1} | x_k) | p(x_{k-1} | x_k) )
 
@@ -22,11 +22,11 @@ from torch import Tensor
 from sdegen import _checks
 from sdegen._checks import NonFiniteError
 from sdegen._shapes import Generators, normal, sum_event
-from sdegen.ddpm import ModelChain, optimal_variance, prepared
-from sdegen.dynamics import bar, evaluating
-from sdegen.exact import Gaussian
-from sdegen.models import Cond, Model
+from sdegen.likelihoods.chain import ModelChain, optimal_variance, prepared
+from sdegen.models.exact import Gaussian
+from sdegen.models.model import Cond, Model
 from sdegen.solvers import Ancestral
+from sdegen.solvers.base import bar, evaluating
 from sdegen.solvers.grids import Grid
 
 

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from sdegen import _checks
 from sdegen._shapes import as_time
-from sdegen.gaussian_path import GaussianPath
-from sdegen.models import Model, Query
+from sdegen.models.model import Model, Query
+from sdegen.paths.gaussian import GaussianPath
 
 Numbers = float | Sequence | Tensor
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sdegen import _checks
 from sdegen._shapes import as_time
-from sdegen.gaussian_path import GaussianPath, Slopes, Source, UnitVariance
+from sdegen.paths.gaussian import GaussianPath, Slopes, Source, UnitVariance
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from sdegen import _checks
 from sdegen._shapes import as_time
-from sdegen.gaussian_path import GaussianPath
-from sdegen.paths import CosineVPSDE, VariancePreserving
+from sdegen.paths.diffusions import CosineVPSDE, VariancePreserving
+from sdegen.paths.gaussian import GaussianPath
 
 NEWTON_STEPS = 20
 """Enough for a monotone cubic to the last digit; a fixed number, so that no device is ever waited for."""

@@ -20,12 +20,12 @@ from torch import Tensor
 
 from sdegen import _checks
 from sdegen._shapes import Generators, like, normal, rows_of_cond, sum_event
-from sdegen.bounds import VLB, check_draws, joined, stratified, with_error
-from sdegen.ddpm import parts, prepared, rows_of, whole_path
-from sdegen.decoders import Decoder, Discretized, decoder_of, nats
-from sdegen.dynamics import bar, evaluating
-from sdegen.gaussian_path import GaussianPath
-from sdegen.models import Cond, Model, Query
+from sdegen.likelihoods.chain import parts, prepared, rows_of, whole_path
+from sdegen.likelihoods.decoders import Decoder, Discretized, decoder_of, nats
+from sdegen.likelihoods.variational import VLB, check_draws, joined, stratified, with_error
+from sdegen.models.model import Cond, Model, Query
+from sdegen.paths.gaussian import GaussianPath
+from sdegen.solvers.base import bar, evaluating
 
 
 def continuous_vlb(

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from sdegen import _checks
+from sdegen._arguments import check_model, interval, ode_solver, scale_at, working
 from sdegen._checks import NonFiniteError
 from sdegen._shapes import Generators, event_size
-from sdegen.border import check_model, interval, ode_solver, scale_at, working
-from sdegen.dynamics import Hutchinson, Problem, check_differentiable, draw_probes, evaluating, products_at_once
-from sdegen.models import Cond, Model
+from sdegen.models.model import Cond, Model
 from sdegen.solvers import ODESolver
+from sdegen.solvers.base import Hutchinson, Problem, check_differentiable, draw_probes, evaluating, products_at_once
 
 EXACT_UP_TO = 256
 """The number of dimensions up to which trace="auto" takes the exact trace."""

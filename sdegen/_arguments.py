@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from sdegen import _checks
-from sdegen.models import Model
+from sdegen.models.model import Model
 from sdegen.solvers import DDIM, Ancestral, ODESolver, SDESolver
 
 Solver = SDESolver | ODESolver | Ancestral | DDIM

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from sdegen import _checks
-from sdegen.border import check_model
-from sdegen.flow_paths import CondOT, Interpolant, Retimed
-from sdegen.gaussian_path import Source
-from sdegen.models import Cond, Model, ScoreModel
+from sdegen._arguments import check_model
+from sdegen.models.model import Cond, Model, ScoreModel
+from sdegen.paths.flows import CondOT, Interpolant, Retimed
+from sdegen.paths.gaussian import Source
 from sdegen.sampling import decode, solve
 from sdegen.solvers import ODESolver, PowerGrid
 

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from sdegen import _checks
 from sdegen._shapes import as_time, batch_of_times, like
-from sdegen.gaussian_path import GaussianPath
+from sdegen.paths.gaussian import GaussianPath
 
 Cond = Mapping[str, object] | None
 Row = tuple[Tensor | float, Tensor | float, Tensor | float]

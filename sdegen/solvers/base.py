@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from sdegen import _checks
 from sdegen._shapes import Generators, event_size, signs, sum_event
-from sdegen.models import Model, Query
+from sdegen.models.model import Model, Query
 
 PROBES_AT_ONCE = 16
 """Products with the Jacobian in one backward pass: more take more memory and are not faster."""

@@ -14,9 +14,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from sdegen.flow_paths import CondOT, Interpolant
-from sdegen.gaussian_path import GaussianPath
-from sdegen.models import ScoreModel
+from sdegen.models.model import ScoreModel
+from sdegen.paths.flows import CondOT, Interpolant
+from sdegen.paths.gaussian import GaussianPath
 
 
 class Adapted(nn.Module):

@@ -1,0 +1,1 @@
+"""Likelihoods: exact densities of the ODE, bounds of the chain."""

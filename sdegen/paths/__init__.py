@@ -1,0 +1,1 @@
+"""Paths: from data to noise, and what follows from alpha and sigma."""

@@ -1,0 +1,1 @@
+"""Training: the loss, its times and couplings."""

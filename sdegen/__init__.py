@@ -1,6 +1,6 @@
 """sdegen: score-based generative models in continuous time, every formula tested against a closed form."""
 
-from sdegen._checks import NonFiniteError
+from sdegen._checks import NonFiniteError, Shared
 from sdegen._version import __version__
 from sdegen.likelihoods.chain import hybrid_loss, optimal_variance
 from sdegen.likelihoods.continuous import continuous_vlb
@@ -53,6 +53,7 @@ __all__ = [
     "Retimed",
     "SDESolver",
     "ScoreModel",
+    "Shared",
     "Solution",
     "SubVPSDE",
     "Trigonometric",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -90,13 +91,59 @@ def generators(generator: Generators, size: int, device: torch.device) -> Genera
     return generator
 
 
+@dataclass(frozen=True)
+class Shared:
+    """A condition that belongs to the whole batch, whatever its shape: `cond={"table": Shared(table)}`.
+
+    Without it, a tensor whose first dimension is the size of the batch is taken to hold one row per sample, and is cut
+    and reordered with the samples. The network receives `value` itself.
+    """
+
+    value: object
+
+
 def conditions(cond: object) -> Mapping[str, object]:
-    """The keyword arguments a network receives: None, or a mapping from names to values."""
+    """The mapping from argument names to values that a network receives; None is the empty one."""
     if cond is None:
         return {}
     if not isinstance(cond, Mapping) or not all(isinstance(name, str) for name in cond):
         raise TypeError(f"cond must be a mapping from argument names to values, and it is {type(cond).__name__}.")
     return cond
+
+
+def network_arguments(
+    cond: Mapping[str, object], rows: slice | Tensor | None = None, size: int = 0
+) -> dict[str, object]:
+    """What the network receives for some `rows` of a batch of `size`, or for all of it.
+
+    A tensor whose first dimension is `size` has one row per sample and is cut; what is `Shared` is handed over whole.
+    Tensors are copied, so that a network may write into them. A list is refused where rows are cut: nobody can tell
+    whether its entries are samples.
+    """
+    whole = rows is None or (isinstance(rows, slice) and rows == slice(0, size))
+    received: dict[str, object] = {}
+    for name, value in cond.items():
+        if isinstance(value, Shared):
+            received[name] = value.value
+        elif isinstance(value, Tensor):
+            per_sample = not whole and value.ndim > 0 and len(value) == size
+            received[name] = value[rows].clone() if per_sample else value.clone()
+        elif isinstance(value, (list, tuple)) and not whole:
+            raise TypeError(
+                f"cond[{name!r}] is a {type(value).__name__}, and the batch is cut into rows: give a tensor with one "
+                "row per sample, or Shared(value) if it belongs to all of them."
+            )
+        else:
+            received[name] = value
+    return received
+
+
+def noise_like(noise: object, x: Tensor, name: str = "noise") -> Tensor:
+    """Noise that was given for `x`: finite (looked at on the CPU alone) and of its shape, in its dtype and place."""
+    noise = batch(name, noise, finite=isinstance(noise, Tensor) and noise.device.type == "cpu")
+    if noise.shape != x.shape:
+        raise ValueError(f"{name} must have the shape of x, {tuple(x.shape)}, and it has {tuple(noise.shape)}.")
+    return noise.to(x)
 
 
 def finite_state(y: Tensor, u: float) -> None:

@@ -6,7 +6,7 @@ A batch has shape (B, *event) with one sample a row; a time is a float, a 0-d te
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -73,11 +73,15 @@ def signs(shape: Sequence[int], generator: Generators, dtype: torch.dtype, devic
     return torch.where(z >= 0, 1.0, -1.0).to(dtype)
 
 
-def rows_of_cond(cond: Mapping[str, object], part: slice | Tensor, size: int) -> Mapping[str, object]:
-    """The conditions of some rows of a batch of `size`: tensors with one row a sample are cut, the rest is shared."""
-    if isinstance(part, slice) and part == slice(0, size):
-        return cond
-    return {
-        name: value[part] if isinstance(value, Tensor) and value.ndim and len(value) == size else value
-        for name, value in cond.items()
-    }
+def generator_of_rows(generator: Generators, rows: slice | Tensor) -> Generators:
+    """The generators of some rows of a batch: the one for all of them, or their own."""
+    if generator is None or isinstance(generator, torch.Generator):
+        return generator
+    return generator[rows] if isinstance(rows, slice) else [generator[i] for i in rows.tolist()]
+
+
+def first_generator(generator: Generators) -> torch.Generator | None:
+    """The generator of a draw that the whole batch shares: the first where there is one per sample."""
+    if generator is None or isinstance(generator, torch.Generator):
+        return generator
+    return generator[0] if len(generator) else None

@@ -26,7 +26,7 @@ from torch import Tensor
 from sdegen import _checks
 from sdegen._arguments import check_model
 from sdegen._checks import NonFiniteError
-from sdegen._shapes import Generators, as_time, event_size, like, normal, rows_of_cond, sum_event, uniform
+from sdegen._shapes import Generators, as_time, event_size, like, normal, sum_event, uniform
 from sdegen.likelihoods.decoders import Decoder, Discretized, decoder_of, nats
 from sdegen.models.model import PREDICTIONS, Cond, Model, ScoreModel
 from sdegen.solvers import Ancestral
@@ -149,7 +149,7 @@ def optimal_variance(
     squares = torch.zeros((), device=x.device)
     with torch.inference_mode(False), torch.no_grad(), evaluating(model):
         for part in parts(x, batch_size):
-            y, given, own = y_all[part], rows_of_cond(cond, part, len(x)), rows_of(generator, part)
+            y, given, own = y_all[part], _checks.network_arguments(cond, part, len(x)), rows_of(generator, part)
             chain = ModelChain(model, y, solver, dtype)
             total = []
             with bar(chain.steps, progress) as step:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from sdegen import _checks
-from sdegen._shapes import Generators, like, normal, rows_of_cond, sum_event
+from sdegen._shapes import Generators, like, normal, sum_event
 from sdegen.likelihoods.chain import parts, prepared, rows_of, whole_path
 from sdegen.likelihoods.decoders import Decoder, Discretized, decoder_of, nats
 from sdegen.likelihoods.variational import VLB, check_draws, joined, stratified, with_error
@@ -61,7 +61,7 @@ def continuous_vlb(
     dtype, found = model.working_dtype(dtype), []
     with torch.inference_mode(False), torch.no_grad(), evaluating(model):
         for part in parts(x, batch_size):
-            y, given, own = y_all[part], rows_of_cond(cond, part, len(x)), rows_of(generator, part)
+            y, given, own = y_all[part], _checks.network_arguments(cond, part, len(x)), rows_of(generator, part)
             limit = _Limit(model, y, dtype, given, own)
             terms = limit.integral(u_min, draws, progress)
             prior = 0.5 * ((1 - high) / high) ** 2 * sum_event(y**2)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from sdegen import _checks
 from sdegen._checks import NonFiniteError
-from sdegen._shapes import Generators, event_size, normal, rows_of_cond, sum_event, uniform
+from sdegen._shapes import Generators, event_size, normal, sum_event, uniform
 from sdegen.likelihoods.chain import ModelChain, optimal_variance, parts, prepared, rows_of
 from sdegen.likelihoods.decoders import Decoder, Discretized, decoder_of
 from sdegen.models.model import Cond, Model
@@ -130,7 +130,7 @@ def vlb(
     found = []
     with torch.inference_mode(False), torch.no_grad(), evaluating(model):
         for part in parts(x, batch_size):
-            eps, given = None if noise is None else noise[part].to(y), rows_of_cond(cond, part, len(x))
+            eps, given = None if noise is None else noise[part].to(y), _checks.network_arguments(cond, part, len(x))
             reverse = _Reverse(model, y[part], solver, dtype, given, eps, rows_of(generator, part))
             terms = reverse.every_step(progress) if draws is None else reverse.some_steps(draws, progress)
             found.append((reverse.prior, *terms, reverse.decoded(decoder)))
@@ -173,7 +173,7 @@ def iwae(
             which = torch.arange(start, min(start + size, B * samples)) % B
             own = [generator[i] for i in which] if isinstance(generator, (list, tuple)) else generator
             part = slice(0, B) if size == B else which.to(x.device)
-            reverse = _Reverse(model, y[part], solver, dtype, rows_of_cond(cond, part, B), None, own)
+            reverse = _Reverse(model, y[part], solver, dtype, _checks.network_arguments(cond, part, B), None, own)
             found.append(reverse.log_weight(decoder, progress))
     log_weights = torch.cat(found).reshape(samples, B).T
     _refuse_non_finite(log_weights.sum(1))

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from sdegen import _checks
-from sdegen._shapes import Generators, as_time, batch_of_times, like, rows_of_cond
+from sdegen._shapes import Generators, as_time, batch_of_times, like
 from sdegen.models.model import PREDICTIONS, Cond, ScoreModel
 from sdegen.paths.gaussian import GaussianPath
 from sdegen.training.couplings import Coupling, Independent, pairs
@@ -108,7 +108,7 @@ def loss(
     eps = path.noise_like(x, generator) if noise is None else _given_noise(noise, x)
     if coupling is not None:
         rows, partners = pairs(coupling, x, eps, generator)
-        x, eps, cond = x[rows], eps[partners], rows_of_cond(_checks.conditions(cond), rows, len(x))
+        x, eps, cond = x[rows], eps[partners], _checks.network_arguments(_checks.conditions(cond), rows, len(x))
     alpha, sigma = path.alpha(t), path.sigma(t)
     row = [as_time(n).to(t).expand_as(t) for n in PREDICTIONS[model.predicts](path, t, alpha, sigma)]
     a, b, k = (like(n, x) for n in row)

@@ -8,16 +8,28 @@ from sdegen.likelihoods.decoders import Discretized
 from sdegen.likelihoods.density import log_prob
 from sdegen.likelihoods.entropy import EntropyForm, entropy_form
 from sdegen.likelihoods.variational import IWAE, VLB, iwae, vlb
+from sdegen.models.base import Model
 from sdegen.models.exact import Gaussian, GaussianMixture
-from sdegen.models.model import Model, ScoreModel
+from sdegen.models.model import ScoreModel
+from sdegen.models.wrapped import Wrapped
 from sdegen.paths.chain import DDPM
 from sdegen.paths.diffusions import VESDE, VPSDE, CosineVPSDE, SubVPSDE
 from sdegen.paths.flows import CondOT, Interpolant, Retimed, Trigonometric
 from sdegen.paths.gaussian import GaussianPath
 from sdegen.reflow import rectify, straightness, vector_field
 from sdegen.sampling import Solution, decode, encode, sample, solve
-from sdegen.solvers import DDIM, Ancestral, ODESolver, PowerGrid, SDESolver
-from sdegen.solvers.base import Hutchinson
+from sdegen.solvers import (
+    DDIM,
+    Ancestral,
+    Hutchinson,
+    ODESolver,
+    PowerGrid,
+    Problem,
+    Result,
+    SDESolver,
+    Solver,
+    march,
+)
 from sdegen.training.couplings import Independent, OptimalTransport
 from sdegen.training.losses import LikelihoodWeighting, MinSNR, loss
 from sdegen.training.times import ChainTimes, LikelihoodTimes, LowDiscrepancyTimes, UniformTimes
@@ -50,14 +62,18 @@ __all__ = [
     "ODESolver",
     "OptimalTransport",
     "PowerGrid",
+    "Problem",
+    "Result",
     "Retimed",
     "SDESolver",
     "ScoreModel",
     "Shared",
     "Solution",
+    "Solver",
     "SubVPSDE",
     "Trigonometric",
     "UniformTimes",
+    "Wrapped",
     "__version__",
     "continuous_vlb",
     "decode",
@@ -67,6 +83,7 @@ __all__ = [
     "iwae",
     "log_prob",
     "loss",
+    "march",
     "optimal_variance",
     "rectify",
     "sample",

@@ -1,18 +1,18 @@
-"""The border between users and solvers, the same for every verb: checks, the part of the path, the coordinates."""
+"""What every verb does with its arguments: checks, the part of the path, the coordinates, the mode of the network."""
 
 from __future__ import annotations
 
+import functools
+import inspect
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sdegen import _checks
-from sdegen.models.model import Model
-from sdegen.solvers import DDIM, Ancestral, ODESolver, SDESolver
-
-Solver = SDESolver | ODESolver | Ancestral | DDIM
-
-LIKELIHOOD_SOLVER = ODESolver("dopri8", rtol=1e-6)
-"""What encode, decode and log_prob use unless told otherwise."""
+from sdegen.models.base import Model
 
 
 def check_model(model: object) -> None:
@@ -21,25 +21,14 @@ def check_model(model: object) -> None:
         raise TypeError(f"model must be a ScoreModel or the .model(path) of an exact target, and it is {model!r}.")
 
 
-def check_solver(solver: object) -> None:
-    """A TypeError unless `solver` is one."""
-    if not isinstance(solver, Solver):
-        raise TypeError(f"solver must be an SDESolver, ODESolver, Ancestral or DDIM, and it is {solver!r}.")
-
-
-def ode_solver(solver: ODESolver | None) -> ODESolver:
-    """`solver`, which must solve the ODE, or the default."""
-    solver = LIKELIHOOD_SOLVER if solver is None else solver
-    if not isinstance(solver, ODESolver):
-        raise TypeError(f"Only the ODE can be solved both ways: give an ODESolver, not {solver!r}.")
-    return solver
-
-
-def interval(model: Model, to: str, u: tuple[float, float] | None) -> tuple[float, float]:
-    """(u_from, u_to): the ends of the path, or the part of it that was asked for."""
+def interval(
+    model: Model, to: str, u: tuple[float, float] | None, span: tuple[float, float] | None = None
+) -> tuple[float, float]:
+    """(u_from, u_to): the part of the path that was asked for, or the `span` of the solver's grid, or all of it."""
     low, high = model.path.ends
     if u is None:
-        ends = (high, low) if to == "data" else (low, high)
+        top, bottom = (high, low) if span is None else span
+        ends = (top, bottom) if to == "data" else (bottom, top)
         model.covers(*ends)
         return ends
     if not isinstance(u, (tuple, list)) or len(u) != 2:
@@ -55,11 +44,64 @@ def interval(model: Model, to: str, u: tuple[float, float] | None) -> tuple[floa
     return ends
 
 
-def working(x: Tensor) -> Tensor:
-    """`x` as an ordinary tensor in at least float32: half precision would round the clock's steps away."""
-    return x.detach().to(torch.promote_types(x.dtype, torch.float32)).clone()
+def straight(model: Model, x: Tensor, u: float) -> Tensor:
+    """y = x/r at the clock `u`, in at least float32: half precision would round the clock's steps away."""
+    return x.detach().to(torch.promote_types(x.dtype, torch.float32)).clone() / scale_at(model, u)
 
 
 def scale_at(model: Model, u: float) -> float:
     """r = alpha + sigma at the clock `u`."""
     return float(model.path.scale(torch.tensor(u, dtype=torch.float64)))
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """No gradients, no inference mode, and every module of the model in eval mode, put back as it was afterwards."""
+    training = [module for module in model.modules() if module.training]
+    for net in (getattr(module, "net", None) for module in model.modules()):
+        _warn_of_hidden_modules(net)
+    with torch.inference_mode(False), torch.no_grad():
+        try:
+            for module in training:
+                module.training = False
+            yield
+        finally:
+            for module in training:
+                module.training = True
+
+
+_SWITCHED = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._NormBase)
+
+
+def _warn_of_hidden_modules(net: object) -> None:
+    """A warning where a function hides a module in training mode that eval mode would change: it cannot be reached."""
+    if net is None or isinstance(net, nn.Module) or not callable(net):
+        return
+    for module in _modules_behind(net):
+        switched = next((m for m in module.modules() if isinstance(m, _SWITCHED) and m.training), None)
+        if switched is not None:
+            warnings.warn(
+                f"net is a function that hides {type(module).__name__}, whose {type(switched).__name__} is in training "
+                "mode and stays in it: call .eval() on it, or give ScoreModel the module itself.",
+                UserWarning,
+                stacklevel=5,
+            )
+            return
+
+
+def _modules_behind(net: Callable[..., object]) -> list[nn.Module]:
+    """The modules that a function, a method or a partial holds or names."""
+    while isinstance(net, functools.partial):
+        net = net.func
+    held = [net, getattr(net, "__self__", None)]
+    if inspect.isfunction(net):
+        found = inspect.getclosurevars(net)
+        held += [*found.nonlocals.values(), *found.globals.values()]
+    return [thing for thing in held if isinstance(thing, nn.Module)]
+
+
+def batch_parts(x: Tensor, batch_size: int | None) -> Iterator[slice]:
+    """Slices of the batch with at most `batch_size` rows, or all of it."""
+    size = len(x) if batch_size is None else _checks.whole("batch_size", batch_size)
+    for start in range(0, len(x), max(size, 1)):
+        yield slice(start, min(start + size, len(x)))

@@ -146,6 +146,13 @@ def noise_like(noise: object, x: Tensor, name: str = "noise") -> Tensor:
     return noise.to(x)
 
 
+def same(a: object, b: object) -> bool:
+    """Equality of two fields of a value, of which tensors are equal if their dtypes, shapes and numbers are."""
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a.dtype is b.dtype and a.device == b.device and torch.equal(a, b)
+    return type(a) is type(b) and bool(a == b)
+
+
 def finite_state(y: Tensor, u: float) -> None:
     """Stop a solve whose state is no longer finite: reads the device once."""
     bad = int((~torch.isfinite(y.flatten(1))).any(1).sum()) if y.numel() else 0

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from sdegen import _checks
 from sdegen._arguments import check_model
-from sdegen.models.model import Cond, Model, ScoreModel
+from sdegen.models.base import Cond, Model
+from sdegen.models.model import ScoreModel
 from sdegen.paths.flows import CondOT, Interpolant, Retimed
 from sdegen.paths.gaussian import Source
 from sdegen.sampling import decode, solve

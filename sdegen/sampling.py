@@ -1,7 +1,8 @@
-"""The verbs that move samples along a path: sample, encode, decode, and solve, which they all are."""
+"""The verbs that move samples along a path: sample, encode, decode, and solve, which says how it went."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -9,24 +10,37 @@ import torch
 from torch import Tensor
 
 from sdegen import _checks
-from sdegen._arguments import Solver, check_model, check_solver, interval, ode_solver, scale_at, working
+from sdegen._arguments import check_model, evaluating, interval, scale_at, straight
 from sdegen._shapes import Generators
-from sdegen.models.model import Cond, Model
+from sdegen.models.base import Cond, Model
 from sdegen.paths.gaussian import Normal
 from sdegen.solvers import ODESolver
-from sdegen.solvers.base import Path, Problem, evaluating
+from sdegen.solvers.base import Problem, Result, Solver
+
+LIKELIHOOD_SOLVER = ODESolver("dopri8", rtol=1e-6)
+"""What encode, decode and log_prob use unless told otherwise."""
+
+SIGNAL_LEFT = 0.05
+"""Up to this alpha/sigma, N(0, sigma^2) passes for the law of x_t of data of unit scale."""
+
+Noise = Tensor | Callable[[int], Tensor] | None
 
 
 @dataclass(frozen=True)
 class Solution:
     """What `solve` returns, for n accepted steps on a batch of B samples.
 
-    x:          the end point, (B, *event).
-    trajectory: every step's state, (n + 1, B, *event), or None unless asked for.
-    t, u:       the n + 1 knots in the path's time and on the straight clock, float64 on the CPU.
-    calls:      network calls. accepted, rejected: steps.
-    error:      (B,), for an adaptive ODE solver: the sum over its accepted steps of the local error estimate of each
-                sample, in units of the tolerance atol + rtol |y|; None otherwise.
+    Attributes:
+        x: the end point, (B, *event).
+        trajectory: every step's state, (n + 1, B, *event), or None unless asked for.
+        t: the n + 1 knots in the path's time, float64 on the CPU.
+        u: the same on the straight clock.
+        calls: network calls.
+        accepted: steps taken.
+        rejected: steps tried in vain.
+        error: (B,), for an adaptive ODE solver: the sum over its accepted steps of the local error estimate of each
+            sample, in units of the tolerance atol + rtol |y|; None otherwise.
+        y: the end point in straight coordinates, x / (alpha + sigma), in the precision of the solve.
     """
 
     x: Tensor
@@ -37,6 +51,7 @@ class Solution:
     accepted: int
     rejected: int
     error: Tensor | None
+    y: Tensor
 
 
 def sample(
@@ -47,65 +62,104 @@ def sample(
     generator: Generators = None,
     cond: Cond = None,
     x_T: Tensor | None = None,
-    noise: Tensor | Callable[[int], Tensor] | None = None,
+    noise: Noise = None,
     u: tuple[float, float] | None = None,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     progress: bool = False,
 ) -> Tensor:
-    """Draw samples of `shape` (B, *event) by solving from noise to data.
+    """Draw samples by solving from noise to data.
 
-    model:     a `ScoreModel`, or the `.model(path)` of an exact target.
-    solver:    an `SDESolver`, `ODESolver`, `Ancestral` or `DDIM`.
-    generator: a torch.Generator, or one per sample: a sample then does not depend on its batch-mates (an adaptive
-               ODESolver's shared steps still move it by an error of its own size; an adaptive SDESolver refuses).
-    cond:      keyword arguments for the network.
+    Args:
+        model: a `ScoreModel`, or the `.model(path)` of an exact target.
+        shape: (B, *event).
+        solver: an `SDESolver`, `ODESolver`, `Ancestral`, `DDIM`, or a `Solver` of your own.
+        generator: a torch.Generator, or one per sample: a sample then does not depend on its batch-mates, but for the
+            rounding of the network's own kernels (the shared steps of an adaptive ODESolver still move it by an error
+            of its own size; an adaptive SDESolver refuses).
+        cond: keyword arguments for the network. A tensor whose first dimension is B holds one row per sample, unless
+            it is `Shared`.
+        x_T: the start, shaped like the samples, instead of a draw from N(0, sigma^2 I) at the noise end.
+        noise: standard normals for a stochastic solver, see `solve`.
+        u: (from, to), only this part of the path. Where data still show through at `from`, give x_T: the draw from
+            N(0, sigma^2 I) assumes that they do not, and a warning says so.
+        dtype: of the samples; by default that of the model's parameters.
+        device: of the samples; by default that of the model's parameters.
+        progress: show a bar (needs tqdm).
 
-    x_T:       the start, shaped like the samples, instead of a draw from N(0, sigma^2 I) at the noise end.
-    noise:     standard normals for a stochastic solver, see `solve`.
-    u:         (from, to): only this part of the path.
-    dtype, device: of the samples; by default those of the model's parameters.
-    progress:  show a bar (needs tqdm).
+    Returns:
+        the samples, (B, *event).
 
-    Raises TypeError or ValueError for bad input before the first network call, NonFiniteError if a state diverges.
+    Raises:
+        TypeError: an argument of another type, before the first network call.
+        ValueError: an argument that does not fit, before the first network call.
+        NonFiniteError: a state became NaN or infinite.
     """
     check_model(model)
+    _check_solver(solver)
     shape = _checks.batch_shape(shape)
     dtype, device = _dtype_and_device(model, dtype, device)
     _checks.generators(generator, shape[0], device)
+    ends = interval(model, "data", u, solver.span)
     if x_T is None:
-        u_from, _ = interval(model, "data", u)
-        prior, start = model.path.prior_at(u_from), torch.empty(shape, dtype=dtype, device=device)
-        start = model.path.noise_like(start, generator) * (prior.std if isinstance(prior, Normal) else 1.0)
+        prior = model.path.prior_at(ends[0])
+        if u is not None and 1 - ends[0] > SIGNAL_LEFT * ends[0]:
+            warnings.warn(
+                f"Starting at u = {ends[0]:g} from N(0, sigma^2) assumes that the data no longer show there, and "
+                f"alpha/sigma is {(1 - ends[0]) / ends[0]:.3g}: give x_T, draws of x_t at that clock.",
+                UserWarning,
+                stacklevel=2,
+            )
+        start = model.path.noise_like(torch.empty(shape, dtype=dtype, device=device), generator)
+        start = start * (prior.std if isinstance(prior, Normal) else 1.0)
     else:
         start = _checks.batch("x_T", x_T).to(device, dtype)
         if tuple(start.shape) != shape:
             raise ValueError(f"x_T must have the shape of the samples, {shape}, and it has {tuple(start.shape)}.")
-    options = {"u": u, "noise": noise, "generator": generator, "cond": cond, "progress": progress}
-    return solve(model, start, solver, to="data", **options).x
+    options = (_network_arguments(cond), _checked_noise(noise, solver), generator, False, progress)
+    with evaluating(model):
+        problem = Problem(model, straight(model, start, ends[0]), *ends, *options)
+        result = solver.run(problem) if len(start) else _empty(problem)
+        return (scale_at(model, result.u[-1]) * result.y).to(dtype)
 
 
 def encode(
     model: Model,
     x: Tensor,
-    solver: ODESolver | None = None,
+    solver: Solver | None = None,
     *,
     cond: Cond = None,
     u: tuple[float, float] | None = None,
 ) -> Tensor:
-    """The latent z = x_T of data `x` (B, *event) under the ODE, unscaled; `solver` defaults to that of `log_prob`."""
+    """The latent of data under the ODE: z = x_T, unscaled.
+
+    Args:
+        model: as in `sample`.
+        x: the data, (B, *event).
+        solver: one that solves the ODE; by default that of `log_prob`.
+        cond: keyword arguments for the network.
+        u: (from, to), only this part of the path.
+
+    Returns:
+        z, (B, *event).
+
+    Raises:
+        TypeError: as `solve`, and for a solver that does not solve the ODE.
+        ValueError: as `solve`.
+        NonFiniteError: as `solve`.
+    """
     return solve(model, x, ode_solver(solver), to="noise", cond=cond, u=u).x
 
 
 def decode(
     model: Model,
     z: Tensor,
-    solver: ODESolver | None = None,
+    solver: Solver | None = None,
     *,
     cond: Cond = None,
     u: tuple[float, float] | None = None,
 ) -> Tensor:
-    """The data whose latent is `z` (B, *event): the inverse of `encode`."""
+    """The data whose latent is `z` (B, *event): the inverse of `encode`, with its arguments and errors."""
     return solve(model, z, ode_solver(solver), to="data", cond=cond, u=u).x
 
 
@@ -116,55 +170,95 @@ def solve(
     *,
     to: str = "data",
     u: tuple[float, float] | None = None,
-    noise: Tensor | Callable[[int], Tensor] | None = None,
+    noise: Noise = None,
     generator: Generators = None,
     cond: Cond = None,
     trajectory: bool = False,
     progress: bool = False,
 ) -> Solution:
-    """Solve from `x` (B, *event), a state at one end of the path, to the other.
+    """Solve from a state at one end of the path to the other, and say how it went.
 
-    to:         "data" or "noise", the end to reach.
-    u:          (from, to) on the straight clock: only this part of the path; x is then x_t at u[0].
-    noise:      makes a stochastic solver a deterministic function: standard normals (steps, B, *event), step 0 at the
-                start; "srk" takes (steps, 2, B, *event), the second for the space-time area; or a callable from the
-                step k to its normals. The increment of step k is sqrt(h_k) z_k; Ancestral does not use the last.
-    trajectory: keep every step's state. Other arguments as in `sample`.
+    The network runs in eval mode without gradients and is put back afterwards.
 
-    The network runs in eval mode without gradients and is put back afterwards. Raises as `sample` does.
+    Args:
+        model: as in `sample`.
+        x: the state to start from, (B, *event).
+        solver: as in `sample`; not every solver goes towards noise.
+        to: "data" or "noise", the end to reach.
+        u: (from, to) on the straight clock: only this part of the path; x is then x_t at u[0].
+        noise: makes a stochastic solver a deterministic function: standard normals (steps, B, *event), step 0 at the
+            start; "srk" takes (steps, 2, B, *event), the second for the space-time area; or a callable from the step k
+            to its normals. The increment of step k is sqrt(h_k) z_k; Ancestral does not use the last.
+        generator: for the normals that are drawn, as in `sample`.
+        cond: keyword arguments for the network, as in `sample`.
+        trajectory: keep every step's state.
+        progress: show a bar (needs tqdm).
+
+    Returns:
+        the end point, its cost and, on request, the way there.
+
+    Raises:
+        TypeError: an argument of another type, before the first network call.
+        ValueError: an argument that does not fit, before the first network call.
+        NonFiniteError: a state became NaN or infinite.
     """
     check_model(model)
     x = _checks.batch("x", x)
-    check_solver(solver)
+    _check_solver(solver)
     _checks.choice("end", to, ("data", "noise"))
-    u_from, u_to = interval(model, to, u)
-    cond = _checks.conditions(cond)
+    ends = interval(model, to, u, solver.span)
     _checks.generators(generator, len(x), x.device)
+    options = (_network_arguments(cond), _checked_noise(noise, solver), generator, trajectory, progress)
+    with evaluating(model):
+        problem = Problem(model, straight(model, x, ends[0]), *ends, *options)
+        return _solution(model, solver.run(problem) if len(x) else _empty(problem), x.dtype)
+
+
+def ode_solver(solver: Solver | None) -> Solver:
+    """`solver`, which must solve the ODE, or the default."""
+    if solver is None:
+        return LIKELIHOOD_SOLVER
+    if not getattr(solver, "solves_ode", False):
+        raise TypeError(f"Only the ODE can be solved both ways: give an ODESolver, not {solver!r}.")
+    return solver
+
+
+def _check_solver(solver: object) -> None:
+    if not isinstance(solver, Solver):
+        raise TypeError(f"solver must be an SDESolver, ODESolver, Ancestral, DDIM or another Solver, not {solver!r}.")
+
+
+def _checked_noise(noise: Noise, solver: Solver) -> Noise:
     if noise is not None and not (isinstance(noise, Tensor) or callable(noise)):
         raise TypeError(f"noise must be a tensor of standard normals or a callable from k to them, not {noise!r}.")
-    with torch.inference_mode(False), torch.no_grad(), evaluating(model):
-        start = working(x) / scale_at(model, u_from)
-        problem = Problem(model, start, u_from, u_to, cond, noise, generator, trajectory, progress)
-        path = solver.run(problem) if len(x) else _empty(problem)
-        return _solution(model, path, x.dtype)
+    if noise is not None and solver.solves_ode:
+        raise ValueError(f"noise= is for stochastic solvers, and {solver!r} solves an ODE.")
+    if isinstance(noise, Tensor):
+        _checks.batch("noise", noise, finite=noise.device.type == "cpu")
+    return noise
 
 
-def _solution(model: Model, path: Path, dtype: torch.dtype) -> Solution:
+def _network_arguments(cond: Cond) -> dict[str, object]:
+    return _checks.network_arguments(_checks.conditions(cond))
+
+
+def _solution(model: Model, result: Result, dtype: torch.dtype) -> Solution:
     """Back from straight coordinates to x = r y."""
-    u = torch.tensor(path.u, dtype=torch.float64)
-    t = model.path.time(u) if path.times is None else torch.tensor(path.times, dtype=torch.float64)
+    u = torch.tensor(result.u, dtype=torch.float64)
+    t = model.path.time(u) if result.times is None else torch.tensor(result.times, dtype=torch.float64)
     trajectory = None
-    if path.states:
+    if result.states:
         scale = model.path.scale(u).tolist()
-        trajectory = torch.stack([(r * y).to(dtype) for r, y in zip(scale, path.states, strict=True)])
-    x = (scale_at(model, path.u[-1]) * path.y).to(dtype)
-    return Solution(x, trajectory, t, u, path.calls, path.accepted, path.rejected, path.error)
+        trajectory = torch.stack([(r * y).to(dtype) for r, y in zip(scale, result.states, strict=True)])
+    x = (scale_at(model, result.u[-1]) * result.y).to(dtype)
+    cost = (result.calls, result.accepted, result.rejected, result.error)
+    return Solution(x, trajectory, t, u, *cost, y=result.y)
 
 
-def _empty(problem: Problem) -> Path:
+def _empty(problem: Problem) -> Result:
     """An empty batch arrives without a query."""
     y, u = problem.y, [problem.u_from, problem.u_to]
-    return Path(y, u, [y, y] if problem.trajectory else [])
+    return Result(y, u, [y, y] if problem.trajectory else [])
 
 
 def _dtype_and_device(

@@ -354,7 +354,8 @@ def test_samples_start_from_the_prior_of_the_part_they_cover():
         model = ring().model(path)
         g = torch.Generator().manual_seed(0)
         u_to = max(0.05, path.ends[0])
-        out = sdegen.sample(model, (3, 2), sdegen.ODESolver("euler", steps=1), u=(0.6, u_to), generator=g)
+        with pytest.warns(UserWarning, match=r"alpha/sigma is 0\.667: give x_T"):
+            out = sdegen.sample(model, (3, 2), sdegen.ODESolver("euler", steps=1), u=(0.6, u_to), generator=g)
         start = path.prior_at(0.6).sample((3, 2), g.manual_seed(0))
         again = sdegen.solve(model, start, sdegen.ODESolver("euler", steps=1), u=(0.6, u_to)).x
         torch.testing.assert_close(out, again)

@@ -19,19 +19,21 @@ Probabilistic Models, Bao et al., 2022, arXiv:2206.07309.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from sdegen import _checks
-from sdegen._arguments import check_model
+from sdegen._arguments import check_model, evaluating
 from sdegen._checks import NonFiniteError
 from sdegen._shapes import Generators, as_time, event_size, like, normal, sum_event, uniform
 from sdegen.likelihoods.decoders import Decoder, Discretized, decoder_of, nats
-from sdegen.models.model import PREDICTIONS, Cond, Model, ScoreModel
+from sdegen.models.base import PREDICTIONS, Cond, Model
+from sdegen.models.model import ScoreModel
 from sdegen.solvers import Ancestral
 from sdegen.solvers.ancestral import check_learned
-from sdegen.solvers.base import bar, evaluating
+from sdegen.solvers.base import bar
 from sdegen.solvers.grids import Grid
 
 
@@ -65,8 +67,8 @@ class ModelChain:
         }
         self.u = chain.u[:-1].flip(0)
         minus = -torch.ones_like(self.u)
-        table = model.table(y, self.u, chain.t[:-1].flip(0), minus, -minus)
-        self._table = table._replace(dtype=model.working_dtype(dtype))
+        table = model.plan(y, self.u, chain.t[:-1].flip(0), minus, -minus)
+        self._table = replace(table, dtype=model.working_dtype(dtype))
         self._numbers = {name: number.flip(0).to(y) for name, number in numbers.items()}
 
     def __getitem__(self, name: str) -> Tensor:
@@ -147,7 +149,7 @@ def optimal_variance(
         raise ValueError(f"Variances cannot be estimated on an empty batch, shape {tuple(x.shape)}.")
     solver = Ancestral(steps, variance="beta", grid=grid)
     squares = torch.zeros((), device=x.device)
-    with torch.inference_mode(False), torch.no_grad(), evaluating(model):
+    with evaluating(model):
         for part in parts(x, batch_size):
             y, given, own = y_all[part], _checks.network_arguments(cond, part, len(x)), rows_of(generator, part)
             chain = ModelChain(model, y, solver, dtype)

@@ -19,13 +19,14 @@ import torch
 from torch import Tensor
 
 from sdegen import _checks
+from sdegen._arguments import evaluating
 from sdegen._shapes import Generators, like, normal, sum_event
 from sdegen.likelihoods.chain import parts, prepared, rows_of, whole_path
 from sdegen.likelihoods.decoders import Decoder, Discretized, decoder_of, nats
 from sdegen.likelihoods.variational import VLB, check_draws, joined, stratified, with_error
-from sdegen.models.model import Cond, Model, Query
+from sdegen.models.base import Cond, Model, Query
 from sdegen.paths.gaussian import GaussianPath
-from sdegen.solvers.base import bar, evaluating
+from sdegen.solvers.base import bar
 
 
 def continuous_vlb(
@@ -59,7 +60,7 @@ def continuous_vlb(
         u_min = _first_step(model.path)
     _checks.real("u_min", u_min, low, high, strict=True)
     dtype, found = model.working_dtype(dtype), []
-    with torch.inference_mode(False), torch.no_grad(), evaluating(model):
+    with evaluating(model):
         for part in parts(x, batch_size):
             y, given, own = y_all[part], _checks.network_arguments(cond, part, len(x)), rows_of(generator, part)
             limit = _Limit(model, y, dtype, given, own)

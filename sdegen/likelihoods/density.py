@@ -17,12 +17,14 @@ import torch
 from torch import Tensor
 
 from sdegen import _checks
-from sdegen._arguments import check_model, interval, ode_solver, scale_at, working
+from sdegen._arguments import check_model, evaluating, interval, scale_at, straight
 from sdegen._checks import NonFiniteError
 from sdegen._shapes import Generators, event_size
-from sdegen.models.model import Cond, Model
-from sdegen.solvers import ODESolver
-from sdegen.solvers.base import Hutchinson, Problem, check_differentiable, draw_probes, evaluating, products_at_once
+from sdegen.likelihoods.gradients import products_at_once
+from sdegen.models.base import Cond, Model
+from sdegen.sampling import ode_solver
+from sdegen.solvers.base import Problem, Solver
+from sdegen.solvers.divergence import Hutchinson, draw_probes
 
 EXACT_UP_TO = 256
 """The number of dimensions up to which trace="auto" takes the exact trace."""
@@ -39,7 +41,7 @@ class Density(Protocol):
 def log_prob(
     model: Model,
     x: Tensor,
-    solver: ODESolver | None = None,
+    solver: Solver | None = None,
     *,
     trace: str | Hutchinson = "auto",
     prior: Density | None = None,
@@ -47,43 +49,57 @@ def log_prob(
     cond: Cond = None,
     u: tuple[float, float] | None = None,
 ) -> Tensor:
-    """Log-density of data `x` (B, *event) under the model's ODE, in nats, shape (B,).
-
-    solver:    an ODESolver, by default "dopri8" at tolerance 1e-6; a looser one, such as "dopri5" at 1e-4, takes a
-               fraction of its network calls.
-    trace:     "exact": d products with the Jacobian a query; `Hutchinson(probes)`: an unbiased estimate; "auto": exact
-               up to 256 dimensions, then Hutchinson(8).
-    prior:     the density at the noise end, an object with `.log_prob`; by default N(0, sigma^2 I).
-
-    generator: for the probes, a torch.Generator or one per sample.
-    cond:      keyword arguments for the network.
-    u:         (from, to), from < to: the log-density of x as x_t at u[0], with the prior at u[1].
+    """Log-density of data under the model's ODE, in nats.
 
     With an adaptive solver a sample moves with its batch-mates by an error of the solver's own size; on fixed steps,
-    such as ODESolver("rk4", steps=40), not at all. Integrates in the dtype of `x` (at least float32) and calls the
-    network in its own. Raises ValueError for a network that blocks gradients or is random, NonFiniteError for a
-    log-density that is not finite, and as `solve` does. The result carries no gradient.
+    such as ODESolver("rk4", steps=40), by the rounding of the network's kernels alone. Integrates in the dtype of `x`
+    (at least float32) and calls the network in its own. The first call with a network costs three network calls more,
+    on a few rows: they see whether its gradient can be trusted.
+
+    Args:
+        model: a `ScoreModel`, or the `.model(path)` of an exact target.
+        x: the data, (B, *event).
+        solver: one that solves the ODE, by default "dopri8" at tolerance 1e-6; a looser one, such as "dopri5" at 1e-4,
+            takes a fraction of its network calls. Tolerances are absolute in y: keep them far below the data's scale.
+        trace: "exact", d products with the Jacobian a query; `Hutchinson(probes)`, an unbiased estimate; "auto", exact
+            up to 256 dimensions, then Hutchinson(8).
+        prior: the density at the noise end, an object with `.log_prob`; by default N(0, sigma^2 I).
+        generator: for the probes, a torch.Generator or one per sample.
+        cond: keyword arguments for the network, as in `sample`.
+        u: (from, to), from < to: the log-density of x as x_t at u[0], with the prior at u[1].
+
+    Returns:
+        the log-density, (B,), without a gradient.
+
+    Raises:
+        TypeError: an argument of another type.
+        ValueError: an argument that does not fit, a network that blocks gradients or is random.
+        NonFiniteError: a state or a log-density became NaN or infinite.
+
+    References:
+        FFJORD, Grathwohl et al., 2019, arXiv:1810.01367.
+        Score-Based Generative Modeling through Stochastic Differential Equations, Song et al., 2021, arXiv:2011.13456.
     """
     check_model(model)
     x = _checks.batch("x", x)
     solver = ode_solver(solver)
     cond = _checks.conditions(cond)
     _checks.generators(generator, len(x), x.device)
-    u_from, u_to = interval(model, "noise", u)
+    ends = interval(model, "noise", u, solver.span)
     probes = _probes(trace, event_size(x.shape))
-    density = _density(prior, model, u_to)
-    with torch.inference_mode(False), torch.no_grad(), evaluating(model):
-        cond = {k: v.clone() if isinstance(v, Tensor) and v.is_inference() else v for k, v in cond.items()}
-        y = working(x) / scale_at(model, u_from)
+    density = _density(prior, model, ends[1])
+    with evaluating(model):
+        y = straight(model, x, ends[0])
         if not len(x):
             return y.new_empty(0)
-        problem = Problem(model, y, u_from, u_to, cond, probes=draw_probes(y, probes, generator))
-        check_differentiable(problem)
-        problem.chunk = products_at_once(problem)
-        path = solver.run(problem)
-        logp = _at_noise(density, scale_at(model, u_to) * path.y) + path.divergence
-        logp = logp + event_size(x.shape) * math.log(scale_at(model, u_to) / scale_at(model, u_from))
-        _refuse_non_finite(logp, prior is not None or model.path.source is not None, u_to)
+        problem = Problem(model, y, *ends, _checks.network_arguments(cond), probes=draw_probes(y, probes, generator))
+        problem.chunk = products_at_once(model, y, ends, cond, len(problem.probes))
+        result = solver.run(problem)
+        if result.divergence is None:
+            raise ValueError(f"{solver!r} solves the ODE without its density: its Result has no divergence.")
+        logp = _at_noise(density, scale_at(model, ends[1]) * result.y) + result.divergence
+        logp = logp + event_size(x.shape) * math.log(scale_at(model, ends[1]) / scale_at(model, ends[0]))
+        _refuse_non_finite(logp, prior is not None or model.path.source is not None, ends[1])
         return logp
 
 

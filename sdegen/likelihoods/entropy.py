@@ -20,13 +20,14 @@ import torch
 from torch import Tensor
 
 from sdegen import _checks
+from sdegen._arguments import evaluating
 from sdegen._checks import NonFiniteError
 from sdegen._shapes import Generators, normal, sum_event
 from sdegen.likelihoods.chain import ModelChain, optimal_variance, prepared
+from sdegen.models.base import Cond, Model
 from sdegen.models.exact import Gaussian
-from sdegen.models.model import Cond, Model
 from sdegen.solvers import Ancestral
-from sdegen.solvers.base import bar, evaluating
+from sdegen.solvers.base import bar
 from sdegen.solvers.grids import Grid
 
 
@@ -82,7 +83,7 @@ def entropy_form(
         variance = optimal_variance(model, x, steps, grid=grid, cond=cond, noise=noise, generator=generator)
     solver = Ancestral(steps, variance=variance, grid=grid)
     exact, found = data.model(model.path), []
-    with torch.inference_mode(False), torch.no_grad(), evaluating(model):
+    with evaluating(model):
         ours, true = (ModelChain(m, y, solver, dtype) for m in (model, exact))
         with bar(ours.steps, progress) as step:
             for k in range(1, ours.steps + 1):

@@ -19,13 +19,14 @@ import torch
 from torch import Tensor
 
 from sdegen import _checks
+from sdegen._arguments import evaluating
 from sdegen._checks import NonFiniteError
 from sdegen._shapes import Generators, event_size, normal, sum_event, uniform
 from sdegen.likelihoods.chain import ModelChain, optimal_variance, parts, prepared, rows_of
 from sdegen.likelihoods.decoders import Decoder, Discretized, decoder_of
-from sdegen.models.model import Cond, Model
+from sdegen.models.base import Cond, Model
 from sdegen.solvers import Ancestral
-from sdegen.solvers.base import bar, evaluating
+from sdegen.solvers.base import bar
 from sdegen.solvers.grids import Grid
 
 
@@ -128,7 +129,7 @@ def vlb(
     options = {"noise": noise, "generator": generator, "batch_size": batch_size, "progress": progress}
     solver = _solver(model, x, Ancestral(steps, variance=variance, grid=grid), cond, options)
     found = []
-    with torch.inference_mode(False), torch.no_grad(), evaluating(model):
+    with evaluating(model):
         for part in parts(x, batch_size):
             eps, given = None if noise is None else noise[part].to(y), _checks.network_arguments(cond, part, len(x))
             reverse = _Reverse(model, y[part], solver, dtype, given, eps, rows_of(generator, part))
@@ -168,7 +169,7 @@ def iwae(
     B, found = len(x), [y.new_empty(0)]
     size = B if batch_size is None else _checks.whole("batch_size", batch_size)
     size = min(size, B) if isinstance(generator, (list, tuple)) else size  # one draw at a time from each
-    with torch.inference_mode(False), torch.no_grad(), evaluating(model):
+    with evaluating(model):
         for start in range(0, B * samples, max(size, 1)):
             which = torch.arange(start, min(start + size, B * samples)) % B
             own = [generator[i] for i in which] if isinstance(generator, (list, tuple)) else generator

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sdegen import _checks
 from sdegen._shapes import as_time
-from sdegen.models.model import Model, Query
+from sdegen.models.base import Model, Query
 from sdegen.paths.gaussian import GaussianPath
 
 Numbers = float | Sequence | Tensor
@@ -199,6 +199,7 @@ class ExactModel(Model):
     def estimate(self, y: Tensor, query: Query, cond: Mapping[str, object]) -> Tensor:
         """sum_i rho_i [c m_i + (c q S_i + d u) V_i^-1 (y - q m_i)] + e y."""
         self.mixture._check(y)
+        query = query.fitting(y)
         u, c, du = (n.reshape(-1, 1, 1) for n in query.numbers[:3])
         _, means, variances, rotations = self.mixture._on(y.dtype, y.device)
         z, V, log_weights = self.mixture._whiten(y, u)

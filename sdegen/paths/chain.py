@@ -26,6 +26,12 @@ NEWTON_STEPS = 20
 """Enough for a monotone cubic to the last digit; a fixed number, so that no device is ever waited for."""
 
 
+class Knots(Tensor):
+    """Clocks of a chain."""
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+
 class DDPM(VariancePreserving):
     """The discrete chain as a path: K betas, t_k = k/K, alpha(t_k)^2 = prod over j <= k of (1 - beta_j).
 

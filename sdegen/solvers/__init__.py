@@ -1,8 +1,23 @@
 """Solvers: small frozen values, the only place that imports an engine."""
 
 from sdegen.solvers.ancestral import DDIM, Ancestral
+from sdegen.solvers.base import Problem, Result, Solver, march
+from sdegen.solvers.divergence import Hutchinson
 from sdegen.solvers.grids import PowerGrid
 from sdegen.solvers.ode import ODE_METHODS, ODESolver
 from sdegen.solvers.sde import SDE_METHODS, SDESolver
 
-__all__ = ["DDIM", "ODE_METHODS", "SDE_METHODS", "Ancestral", "ODESolver", "PowerGrid", "SDESolver"]
+__all__ = [
+    "DDIM",
+    "ODE_METHODS",
+    "SDE_METHODS",
+    "Ancestral",
+    "Hutchinson",
+    "ODESolver",
+    "PowerGrid",
+    "Problem",
+    "Result",
+    "SDESolver",
+    "Solver",
+    "march",
+]

@@ -22,8 +22,7 @@ arXiv:2102.09672 ("learned"); Analytic-DPM, Bao et al., 2022, arXiv:2201.06503 (
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable
+from abc import abstractmethod
 from dataclasses import KW_ONLY, dataclass
 from typing import NamedTuple
 
@@ -31,16 +30,12 @@ import torch
 from torch import Tensor
 
 from sdegen import _checks
-from sdegen.models.model import Model
+from sdegen.models.base import Model
 from sdegen.paths.gaussian import GaussianPath
-from sdegen.solvers.base import CHECK_EVERY, Path, Problem
-from sdegen.solvers.brownian import noise_of_step
-from sdegen.solvers.grids import Grid, PowerGrid, check_grid, knots
+from sdegen.solvers.base import Ask, Problem, Result, Solver, Step, march
+from sdegen.solvers.grids import Grid, PowerGrid, check_grid, knots, span_of, steps_on
 
 VARIANCES = ("beta", "posterior", "optimal", "learned")
-
-Step = Callable[[int, Tensor], tuple[Tensor, Tensor | None]]
-"""(k, y_t) to the mean of y_s and its deviation, or None for no noise."""
 
 
 class Chain(NamedTuple):
@@ -75,13 +70,13 @@ class Chain(NamedTuple):
         return torch.cat([self.bridge[:-1], self.bridge[-2:-1] * (self.scale[-2] / self.scale[-1]) ** 2])
 
 
-@dataclass(frozen=True)
-class _ChainSolver(ABC):
-    """What Ancestral and DDIM share: the grid, and the loop."""
+@dataclass(frozen=True, eq=False)
+class _ChainSolver(Solver):
+    """What Ancestral and DDIM share: the grid, and the walk down it."""
 
     steps: int | None = None
     _: KW_ONLY
-    grid: Grid | None = None
+    grid: Grid | Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.steps is not None:
@@ -89,36 +84,29 @@ class _ChainSolver(ABC):
         if self.grid is not None:
             check_grid(self.grid, self.steps)
 
-    @abstractmethod
-    def _stepper(self, problem: Problem, chain: Chain) -> Step:
-        """Prepare every step before the first network call."""
+    @property
+    def span(self) -> tuple[float, float] | None:
+        """See `Solver.span`."""
+        return span_of(self.grid)
 
-    def run(self, problem: Problem) -> Path:
+    @abstractmethod
+    def _step(self, problem: Problem, chain: Chain) -> Step:
+        """The step of `march`, every question of it planned before the first network call."""
+
+    def run(self, problem: Problem) -> Result:
         """Integrate `problem`: used by `sdegen.solve`."""
         if problem.u_to > problem.u_from:
             raise ValueError(
                 f"{type(self).__name__} runs from noise to data; use an ODESolver or SDESolver towards noise."
             )
         chain = self.chain(problem.model.path, problem.u_from, problem.u_to)
-        step, u, steps = self._stepper(problem, chain), chain.u.tolist(), len(chain.keep)
-        noise = noise_of_step(problem, steps)
-        y = problem.y
-        states = [y]
-        with problem.bar(steps) as bar:
-            for k in range(steps):
-                y, std = step(k, y)
-                if std is not None:
-                    y = torch.addcmul(y, std, noise(k))
-                if (k + 1) % CHECK_EVERY == 0 or k == steps - 1:
-                    _checks.finite_state(y, u[k + 1])
-                if problem.trajectory:
-                    states.append(y)
-                bar()
-        return Path(y, u, states if problem.trajectory else [], chain.t.tolist(), calls=steps, accepted=steps)
+        result = march(problem, chain.u, chain.t, self._step(problem, chain))
+        result.calls = result.accepted  # planned questions do not pass through `ask`: one a step
+        return result
 
     def chain(self, path: GaussianPath, u_from: float, u_to: float) -> Chain:
         """The steps this solver takes on `path` from u_from down to u_to."""
-        steps = len(self.grid) - 1 if isinstance(self.grid, Tensor) else self.steps or path.steps
+        steps = steps_on(self.grid, self.steps) or path.steps
         if steps is None:
             raise ValueError(
                 f"{type(self).__name__} needs steps, the number of steps, on {path!r}, which has no chain of its own."
@@ -128,11 +116,11 @@ class _ChainSolver(ABC):
             grid = PowerGrid(1, "t") if steps == path.steps else PowerGrid(2)
         elif grid is None:
             grid = PowerGrid(2) if self.steps else _own_knots(path, u_from, u_to)
-            steps = len(grid) - 1 if isinstance(grid, Tensor) else steps
+            steps = steps_on(grid, steps) or 0
         return Chain.on(path, *knots(grid, path, u_from, u_to, steps))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Ancestral(_ChainSolver):
     """The DDPM chain (Algorithm 2 of Ho et al.) on any path, one network call a step.
 
@@ -175,7 +163,7 @@ class Ancestral(_ChainSolver):
             return self.variance.detach().to("cpu", torch.float64).flip(0) / chain.scale**2
         return chain.clipped if self.variance == "posterior" else chain.kernel
 
-    def _stepper(self, problem: Problem, chain: Chain) -> Step:
+    def _step(self, problem: Problem, chain: Chain) -> Step:
         problem.model.needs_score("Ancestral sampling")
         if isinstance(self.variance, str) and self.variance in ("optimal", "learned"):
             return (_optimal if self.variance == "optimal" else _learned)(problem, chain)
@@ -184,10 +172,10 @@ class Ancestral(_ChainSolver):
         std = [*self.variances(chain).sqrt().to(problem.y).unbind(0)]
         if _reaches_data(problem):
             std[-1] = None
-        return lambda k, y: (model.estimate(y, queries[k], cond), std[k])
+        return lambda k, y, ask: (model.estimate(y, queries[k], cond), std[k])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class DDIM(_ChainSolver):
     """Denoising diffusion implicit models on any path, one network call a step; deterministic at eta = 0.
 
@@ -206,14 +194,14 @@ class DDIM(_ChainSolver):
         super().__post_init__()
         _checks.real("eta", self.eta, 0, 1)
 
-    def _stepper(self, problem: Problem, chain: Chain) -> Step:
+    def _step(self, problem: Problem, chain: Chain) -> Step:
         model, cond, u_s = problem.model, problem.cond, chain.u[1:]
         if self.eta:
             model.needs_score("DDIM with eta > 0")
         noise = self.eta**2 * chain.bridge
         queries = model.plan(problem.y, chain.u[:-1], chain.t[:-1], 1 - u_s, torch.sqrt(u_s**2 - noise))
         std = [s if more else None for s, more in zip(noise.sqrt().to(problem.y), noise.tolist(), strict=True)]
-        return lambda k, y: (model.estimate(y, queries[k], cond), std[k])
+        return lambda k, y, ask: (model.estimate(y, queries[k], cond), std[k])
 
 
 def _reaches_data(problem: Problem) -> bool:
@@ -244,9 +232,9 @@ def _learned(problem: Problem, chain: Chain) -> Step:
     span = (0.5 * chain.kernel.log()).to(problem.y) - low
     last = len(low) - 1 if _reaches_data(problem) else len(low)
 
-    def step(k: int, y: Tensor) -> tuple[Tensor, Tensor | None]:
-        mean, place = model.estimate_with_variance(y, queries[k], cond)
-        return mean, torch.exp(low[k] + place * span[k]) if k < last else None
+    def step(k: int, y: Tensor, ask: Ask) -> tuple[Tensor, Tensor | None]:
+        mean, position = model.estimate_with_variance(y, queries[k], cond)
+        return mean, torch.exp(low[k] + position * span[k]) if k < last else None
 
     return step
 
@@ -266,17 +254,17 @@ def _optimal(problem: Problem, chain: Chain) -> Step:
     ones = torch.ones_like(u)
     queries = model.plan(problem.y, u, chain.t[:-1], ones, 0 * ones)
     unit, per_share = u**2 / ((1 - u) ** 2 + u**2), (u / (1 - u)) ** 2
-    told = (per_share * (2 / problem.y.numel()) ** 0.5 < 0.1 * unit).tolist()
+    tells = (per_share * (2 / problem.y.numel()) ** 0.5 < 0.1 * unit).tolist()
     numbers = torch.stack([chain.keep, chain.add, u, chain.bridge, unit, per_share]).to(problem.y).unbind(1)
     last = len(numbers) - 1 if _reaches_data(problem) else len(numbers)
 
-    def step(k: int, y: Tensor) -> tuple[Tensor, Tensor | None]:
+    def step(k: int, y: Tensor, ask: Ask) -> tuple[Tensor, Tensor | None]:
         keep, add, clock, bridge, spread, per_share = numbers[k]
         x_hat = model.estimate(y, queries[k], cond)
         mean = torch.addcmul(keep * y, add, x_hat)
         if k == last:
             return mean, None
-        if told[k]:
+        if tells[k]:
             eps_hat = (y - (1 - clock) * x_hat) / clock
             spread = per_share * torch.clamp(1 - eps_hat.square().mean(), min=0)
         return mean, torch.sqrt(bridge + add**2 * spread)

@@ -1,55 +1,57 @@
-"""The one ODE and the one SDE, in straight coordinates y = x_t/r, u = sigma/r.
+"""What every solver is: a value whose `run` carries a state from one clock to another, and the loop they may share.
 
-With x_hat = E[x | y] and eps_hat = E[eps | y], on every path:
+In straight coordinates y = x_t/r, u = sigma/r, with x_hat = E[x | y] and eps_hat = E[eps | y], on every path:
 
     ODE       dy/du = eps_hat - x_hat
-    SDE       dy = [eps_hat - x_hat] du - gamma eps_hat |du| + w dW,    gamma = w^2 / (2u),    u falling or rising
-    density   d log p / du = -div(eps_hat - x_hat) along the ODE
+    SDE       dy = [eps_hat - x_hat] du - gamma eps_hat |du| + w dW,    gamma = w^2 / (2u)          (noise.py)
+    density   d log p / du = -div(eps_hat - x_hat) along the ODE                                    (divergence.py)
 
-Every profile w(u) >= 0 keeps every marginal. The default w^2 = eta^2 2u / max(1-u, 0.1) is Anderson's reverse SDE at
-eta = 1 for u <= 0.9, is finite at u = 1, and gives gamma = eta^2 / max(1-u, 0.1), finite at u = 0.
-Both right-hand sides are combinations c x_hat + d eps_hat, which is all that is ever asked of a model.
+Everything on the right is a combination c x_hat + d eps_hat, which is all that is ever asked of a model.
 
-Reverse-time diffusion equation models, Anderson, 1982; Song et al., 2021, arXiv:2011.13456;
-FFJORD, Grathwohl et al., 2019, arXiv:1810.01367.
+References:
+    Score-Based Generative Modeling through Stochastic Differential Equations, Song et al., 2021, arXiv:2011.13456.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import ClassVar, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sdegen import _checks
-from sdegen._shapes import Generators, event_size, signs, sum_event
-from sdegen.models.model import Model, Query
+from sdegen._shapes import Generators
+from sdegen.models.base import Model, Query
+from sdegen.solvers.divergence import drift_and_divergence
+from sdegen.solvers.grids import Grid, knots
+from sdegen.solvers.noise import normals_of_step
 
-PROBES_AT_ONCE = 16
-"""Products with the Jacobian in one backward pass: more take more memory and are not faster."""
 CHECK_EVERY = 32
 """Steps between two looks at whether the state is still finite: each look waits for the device."""
 
 
-@dataclass(frozen=True)
-class Hutchinson:
-    """Estimate a divergence by `probes` Rademacher vectors z, drawn once for the whole solve: mean of z . J z.
-
-    The estimate of a log-density is unbiased, with a standard deviation that falls like 1/sqrt(probes) and is of the
-    order of a nat for one probe. A Stochastic Estimator of the Trace of the Influence Matrix, Hutchinson, 1989.
-    """
-
-    probes: int = 1
-
-    def __post_init__(self) -> None:
-        _checks.whole("probes", self.probes)
-
-
 @dataclass
 class Problem:
-    """One initial value problem: `y` (B, *event) at clock u_from, wanted at u_to. What every solver is handed."""
+    """One initial value problem: `y` at the clock u_from, wanted at u_to. What a solver's `run` is handed.
+
+    Attributes:
+        model: answers for x_hat and eps_hat.
+        y: the initial state x_t/r, (B, *event).
+        u_from: the straight clock at the start.
+        u_to: the clock at the end; below u_from on the way to the data, above it on the way to noise.
+        cond: keyword arguments for the network.
+        noise: standard normals to use instead of draws, as in `solve`, or None.
+        generator: for the draws.
+        trajectory: whether every step's state is wanted.
+        progress: whether a bar is.
+        probes: (P, B, d) where the log-density is wanted too: div = sum over p of z_p . J z_p; else None. The state
+            then is (B, d + 1), with the log-density gained so far in its last column.
+        chunk: how many of these products one backward pass may take.
+    """
 
     model: Model
     y: Tensor
@@ -62,6 +64,23 @@ class Problem:
     progress: bool = False
     probes: Tensor | None = None
     chunk: int = 1
+
+    @property
+    def start(self) -> Tensor:
+        """The initial state: y, or with `probes` (B, d + 1)."""
+        return self.y if self.probes is None else torch.nn.functional.pad(self.y.flatten(1), (0, 1))
+
+    def event(self, state: Tensor) -> Tensor:
+        """y, (B, *event), of a state."""
+        return state if self.probes is None else state[:, :-1].reshape(self.y.shape)
+
+    def density(self, state: Tensor) -> Tensor | None:
+        """The log-density gained so far, (B,), where it is wanted."""
+        return None if self.probes is None else state[:, -1]
+
+    def knots(self, grid: Grid | Tensor, steps: int) -> tuple[Tensor, Tensor]:
+        """(u, t) at the steps + 1 knots of `grid` from u_from to u_to, float64 on the CPU; the ends are met exactly."""
+        return knots(grid, self.model.path, self.u_from, self.u_to, steps)
 
     def bar(self, total: int | None) -> AbstractContextManager[Callable[[], object]]:
         """A function to call after every step; it moves a progress bar if one was asked for."""
@@ -83,8 +102,20 @@ def bar(total: int | None, progress: bool) -> Iterator[Callable[[], object]]:
 
 
 @dataclass
-class Path:
-    """What a solver returns: the end point, and on request every step's state, with the cost."""
+class Result:
+    """What a solver's `run` returns.
+
+    Attributes:
+        y: the end point, (B, *event).
+        u: the knots, from the start on.
+        states: every knot's y where the problem wants a trajectory, else empty.
+        times: the path's time at the knots, where it is known.
+        divergence: the log-density gained, (B,), where the problem has probes.
+        calls: network calls.
+        accepted: steps taken.
+        rejected: steps tried in vain.
+        error: (B,), the sum of an adaptive solver's local error estimates in units of its tolerance, else None.
+    """
 
     y: Tensor
     u: list[float]
@@ -97,139 +128,153 @@ class Path:
     error: Tensor | None = None
 
 
-@dataclass(frozen=True)
-class NoiseProfile:
-    """w(u) and gamma(u) = w^2 / (2u) on float64 tensors of u: the default of level `eta`, or the user's `own` w."""
+class Solver(ABC):
+    """A method for the ODE or the SDE: a small frozen value. Write your own by giving `run`; `march` is a loop for it.
 
-    eta: float = 1.0
-    own: Callable[[Tensor], Tensor] | None = None
+    Ralston's method, the midpoint rule's sister with its second stage at two thirds of the step:
 
-    def gamma(self, u: Tensor) -> Tensor:
-        """w^2 / (2u), as its limit where u = 0; a ValueError if there is none."""
-        if self.own is None:
-            return self.eta**2 / torch.clamp(1 - u, min=0.1)
-        gammas = [self.w(near) ** 2 / (2 * near) for near in (torch.clamp(u, min=1e-12), torch.clamp(u, min=1e-9))]
-        if bool((gammas[0] > 1.1 * gammas[1] + 1e-6).any()):
-            raise ValueError(
-                "w(u)^2 / u grows without bound at u = 0, where this solver needs it; let w fall like sqrt(u)."
-            )
-        return gammas[0]
+        @dataclass(frozen=True)
+        class Ralston(sdegen.Solver):
+            steps: int
+            solves_ode = True
 
-    def w(self, u: Tensor) -> Tensor:
-        """The noise level."""
-        if self.own is None:
-            return torch.sqrt(2 * u * self.gamma(u))
-        value = self.own(u)
-        if not isinstance(value, Tensor) or value.shape != u.shape:
-            got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise ValueError(
-                f"w must map a tensor u of shape {tuple(u.shape)} to w(u) of that shape, and it gave {got}."
-            )
-        wrong = torch.nonzero(~((value >= 0) & torch.isfinite(value)))
-        if len(wrong):
-            i = tuple(wrong[0].tolist())
-            raise ValueError(f"w(u) must be finite and non-negative, and w({float(u[i]):g}) = {float(value[i])}.")
-        return value.detach().to(u)
+            def run(self, problem):
+                u, t = problem.knots(sdegen.PowerGrid(1.5), self.steps)
 
+                def step(k, y, ask):
+                    h = u[k + 1] - u[k]
+                    slope = ask(y, u[k])
+                    return y + h / 4 * (slope + 3 * ask(y + 2 / 3 * h * slope, u[k] + 2 / 3 * h))
 
-def draw_probes(y: Tensor, trace: Hutchinson | None, generator: Generators) -> Tensor:
-    """Probes (P, B, d), div = sum over p of z_p . J z_p: the d unit vectors if `trace` is None, else signs/sqrt(P)."""
-    B, d = y.shape[0], event_size(y.shape)
-    if trace is None:
-        return torch.eye(d, dtype=y.dtype, device=y.device)[:, None].expand(d, B, d)
-    z = signs((B, trace.probes, d), generator, y.dtype, y.device)
-    return z.transpose(0, 1) / trace.probes**0.5
+                return sdegen.march(problem, u, t, step)
 
-
-def drift_and_divergence(
-    model: Model, y: Tensor, query: Query, cond: Mapping[str, object], probes: Tensor, chunk: int = 1
-) -> tuple[Tensor, Tensor]:
-    """The answer to `query` (B, *event) and its divergence (B,): one network call, and a product for every probe.
-
-    `chunk` products are taken in one backward pass.
+    Attributes:
+        solves_ode: whether it integrates dy/du = eps_hat - x_hat, without noise and both ways, so that `encode`,
+            `decode` and `log_prob` may use it.
     """
-    with torch.enable_grad():
-        y = y.detach().requires_grad_(True)
-        value = model.estimate(y, query, cond)
-    divergence = torch.zeros(len(y), dtype=y.dtype, device=y.device)
-    for start in range(0, len(probes), chunk):
-        z = probes[start : start + chunk].unflatten(2, y.shape[1:])
-        last = start + chunk >= len(probes)
-        if chunk == 1:
-            (product,) = torch.autograd.grad(value, y, z[0], retain_graph=not last)
-        else:
-            (product,) = torch.autograd.grad(value, y, z, retain_graph=not last, is_grads_batched=True)
-        divergence += (product * z).flatten(-y.ndim + 1).sum(-1).reshape(-1, len(y)).sum(0)
-    return value.detach(), divergence
+
+    solves_ode: ClassVar[bool] = False
+
+    @abstractmethod
+    def run(self, problem: Problem) -> Result:
+        """Carry `problem.y` from `problem.u_from` to `problem.u_to`."""
+
+    @property
+    def span(self) -> tuple[float, float] | None:
+        """(u_high, u_low) of a grid that carries its own ends, followed where `u=` is not given; else None."""
+        return None
+
+    def __eq__(self, other: object) -> bool:
+        if type(other) is not type(self):
+            return NotImplemented
+        return all(_checks.same(a, b) for a, b in zip(_values(self), _values(other), strict=True))
+
+    def __hash__(self) -> int:
+        return hash((type(self), *(v.numel() if isinstance(v, Tensor) else v for v in _values(self))))
 
 
-def check_differentiable(problem: Problem) -> None:
-    """Refuse a network that hides its gradient: compare z . J z with a finite difference at clocks all along the path.
-
-    A few samples are enough, but a network with conditions sees the whole batch: only it knows what belongs to whom.
-    """
-    rows = problem.y if problem.cond else problem.y[:8]
-    coin = torch.Generator().manual_seed(0)
-    z, noise = (signs(tuple(rows.shape), coin, rows.dtype, torch.device("cpu")).to(rows.device) for _ in range(2))
-    fractions = torch.tensor([0.02, 0.1, 0.5, 0.9, 0.98], dtype=torch.float64)
-    u = problem.u_from + (problem.u_to - problem.u_from) * fractions
-    queries = problem.model.plan(rows, u, None, -torch.ones_like(u), torch.ones_like(u))
-    for clock, query in zip(u.tolist(), queries, strict=True):
-        y = (1 - clock) * rows + clock * noise  # a state typical of this clock, where the network was trained
-        _check_gradient_at(problem, y, z, query, clock)
+def _values(solver: Solver) -> list[object]:
+    """The fields of a solver that is a dataclass."""
+    return [getattr(solver, f.name) for f in fields(solver)]  # type: ignore[arg-type]  # subclasses are dataclasses
 
 
-def _check_gradient_at(problem: Problem, y: Tensor, z: Tensor, query: Query, clock: float) -> None:
-    def field_at(y: Tensor) -> Tensor:
-        return problem.model.estimate(y, query, problem.cond)
+class Ask(Protocol):
+    """ask(y, u) is the slope dy/du = eps_hat - x_hat at a state and a clock; ask(y, u, c, d) is c x_hat + d eps_hat."""
 
-    value, product = drift_and_divergence(problem.model, y, query, problem.cond, z.flatten(1)[None])
-    again = field_at(y)
-    if bool((again - value).abs().sum() > 0.01 * value.abs().sum()):
-        raise ValueError(
-            "The network gives two different answers to one question: is there dropout that eval() misses?"
+    def __call__(self, y: Tensor, u: float | Tensor, c: float = -1.0, d: float = 1.0) -> Tensor:
+        """One network call. `u` is a number, or a 0-dimensional tensor on the CPU."""
+
+
+Step = Callable[[int, Tensor, Ask], Tensor | tuple[Tensor, Tensor | float | None]]
+"""(k, y, ask) to the state at knot k + 1, or to its mean and the deviation of the noise to add (None: no noise)."""
+
+
+class _Asking:
+    """`ask` of one march: plans each question when it comes, and counts."""
+
+    def __init__(self, problem: Problem, u: list[float], t: list[float]):
+        self.calls = 0
+        self._problem = problem
+        self._times = dict(zip(u, t, strict=True))
+
+    def __call__(self, y: Tensor, u: float | Tensor, c: float = -1.0, d: float = 1.0) -> Tensor:
+        """c x_hat + d eps_hat at the state `y`, with its divergence in the last column where that is wanted."""
+        problem, u = self._problem, float(u)
+        time = self._times.get(u)
+        clock, c_, d_ = torch.tensor([[u], [c], [d]], dtype=torch.float64)
+        (query,) = problem.model.plan(problem.y, clock, None if time is None else torch.full_like(clock, time), c_, d_)
+        self.calls += 1
+        if problem.probes is None:
+            return problem.model.estimate(y, query, problem.cond)
+        return joined(
+            *drift_and_divergence(problem.model, problem.event(y), query, problem.cond, problem.probes, problem.chunk)
         )
-    dtype = problem.model.working_dtype(y.dtype)
-    steps, tolerance = _DIFFERENCES.get(dtype, ((0.3, 0.1), 0.3))
-    scale = max(1.0, float(y.square().mean().sqrt()))
-    for h in (scale * step for step in steps):
-        difference = sum_event(z * (field_at(y + h * z) - field_at(y - h * z))) / (2 * h)
-        rounding = 4 * torch.finfo(dtype).eps * (sum_event(value.abs()) / h + product.abs())
-        gap = (product - difference).abs().sum()
-        if bool(gap <= (tolerance * (product.abs() + difference.abs()) + rounding).sum()):
-            return  # an honest network agrees at one of these steps, however rough it is; one that hides at none
-    _checks.finite_state(difference[:, None], clock)
-    raise ValueError(
-        "The network blocks gradients with respect to its input (torch.no_grad, detach, or a conversion out of torch): "
-        f"z . J z is {float(product.sum()):.4g} by autograd and {float(difference.sum()):.4g} by finite differences, "
-        "so its log-density would be wrong."
-    )
 
 
-_DIFFERENCES = {torch.float64: ((1e-3, 1e-5), 1e-3), torch.float32: ((1e-2, 1e-3, 1e-4), 1e-2)}
-"""Finite-difference steps and the relative disagreement allowed, by the network's precision (half has its own)."""
+def joined(value: Tensor, divergence: Tensor) -> Tensor:
+    """The slope of a state with a density, (B, d + 1)."""
+    return torch.cat([value.flatten(1), divergence[:, None]], 1)
 
 
-def products_at_once(problem: Problem) -> int:
-    """PROBES_AT_ONCE if the network's backward pass can be batched, else 1: some fused kernels cannot."""
-    rows = slice(None) if problem.cond else slice(1)
-    y, one = problem.y[rows], torch.ones(1, dtype=torch.float64)
-    (query,) = problem.model.plan(y, 0.5 * (problem.u_from + problem.u_to) * one, None, -one, one)
-    try:
-        drift_and_divergence(problem.model, y, query, problem.cond, problem.probes[:2, rows], 2)
-    except RuntimeError:
-        return 1
-    return PROBES_AT_ONCE
+def march(problem: Problem, u: Tensor, t: Tensor, step: Step) -> Result:
+    """Walk the knots `u`, one `step` after another: the loop of every solver that is not an engine's.
+
+    It counts network calls, draws the noise, moves the bar, keeps the trajectory and looks at every 32nd state.
+
+    Args:
+        problem: what `Solver.run` was handed.
+        u: the knots, (N + 1,), float64 on the CPU, such as `problem.knots(grid, steps)` gives.
+        t: the path's time at the knots.
+        step: called as step(k, y, ask) with the state at knot k; returns the state at knot k + 1, or (mean, std), to
+            which the normals of step k are added. ask(y, u, c=-1.0, d=1.0) is c x_hat + d eps_hat, one network call.
+            Where `log_prob` runs the solver, the state has one more column, the log-density, and `ask` answers for it
+            too: a scheme made of slopes integrates both.
+
+    Returns:
+        the end point with its cost.
+
+    Raises:
+        NonFiniteError: a state became NaN or infinite.
+    """
+    clocks, times = u.tolist(), t.tolist()
+    ask, steps, y = _Asking(problem, clocks, times), len(clocks) - 1, problem.start
+    normals = normals_of_step(problem.y, problem.noise, problem.generator, steps)
+    states = [problem.event(y)]
+    with problem.bar(steps) as bar:
+        for k in range(steps):
+            moved = step(k, y, ask)
+            y, std = moved if isinstance(moved, tuple) else (moved, None)
+            if std is not None:
+                y = torch.addcmul(y, torch.as_tensor(std, dtype=y.dtype), normals(k))
+            if (k + 1) % CHECK_EVERY == 0 or k == steps - 1:
+                _checks.finite_state(y, clocks[k + 1])
+            if problem.trajectory:
+                states.append(problem.event(y))
+            bar()
+    kept = states if problem.trajectory else []
+    return Result(problem.event(y), clocks, kept, times, problem.density(y), calls=ask.calls, accepted=steps)
 
 
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Every module of the model in eval mode (dropout off, batch statistics frozen), and back as it was afterwards."""
-    training = [module for module in model.modules() if module.training]
-    try:
-        for module in training:
-            module.training = False
-        yield
-    finally:
-        for module in training:
-            module.training = True
+def plan_stages(
+    problem: Problem, u: Tensor, t: Tensor, coefficients: Mapping[float, tuple[Tensor, Tensor]]
+) -> list[dict[float, Query]]:
+    """For every step, the query c x_hat + d eps_hat at each fraction that a method asks for; knots keep their t."""
+    known = {0.0: t[:-1], 1.0: t[1:]}
+    columns = [
+        problem.model.plan(problem.y, within(u, fraction), known.get(fraction), c, d)
+        for fraction, (c, d) in coefficients.items()
+    ]
+    return [dict(zip(coefficients, step, strict=True)) for step in zip(*columns, strict=True)]
+
+
+def within(u: Tensor, fraction: float) -> Tensor:
+    """The clock at a fraction of every step: it is linear between knots, and exact at them."""
+    return u[1:] if fraction == 1 else u[:-1] + fraction * (u[1:] - u[:-1])
+
+
+def raised_inside(error: BaseException, package: str) -> bool:
+    """Whether an engine's own line raised `error`, and not the network that it called."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and str(trace.tb_frame.f_globals.get("__name__", "")).split(".")[0] == package

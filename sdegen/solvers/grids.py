@@ -8,22 +8,36 @@ Towards noise the same knots are walked backwards.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from sdegen import _checks
-from sdegen.models.model import Query
+from sdegen.paths.chain import Knots
 from sdegen.paths.gaussian import GaussianPath
-from sdegen.solvers.base import Problem
+
+
+class Grid(ABC):
+    """A value that lays knots between two clocks of a path; a tensor of clocks serves as well."""
+
+    @abstractmethod
+    def lay(self, path: GaussianPath, high: float, low: float, steps: int) -> tuple[Tensor, Tensor]:
+        """(u, t) at steps + 1 knots from the clock `high` down to `low`, float64 on the CPU."""
 
 
 @dataclass(frozen=True)
-class PowerGrid:
-    """A power of the step index: `p` = 1 is uniform, a larger p crowds the knots towards the data.
+class PowerGrid(Grid):
+    """A power of the step index: u_k = u_low + (u_high - u_low) (1 - k/N)^p.
 
-    p:     positive. clock: "u", the straight clock, or "t", the path's own time.
+    Args:
+        p: 1 is uniform, a larger p crowds the knots towards the data; positive.
+        clock: "u", the straight clock, or "t", the path's own time, counted from the data.
+
+    Raises:
+        TypeError: an argument of another type.
+        ValueError: p is not positive, or the clock unknown.
     """
 
     p: float = 2.0
@@ -33,6 +47,16 @@ class PowerGrid:
         _checks.real("p", self.p, 0, strict=True)
         _checks.choice("clock", self.clock, ("u", "t"))
 
+    def lay(self, path: GaussianPath, high: float, low: float, steps: int) -> tuple[Tensor, Tensor]:
+        """See `Grid.lay`."""
+        shape = (torch.arange(steps, -1, -1, dtype=torch.float64) / steps) ** self.p  # (1 - k/N)^p, k/N exact for p = 1
+        if self.clock == "u":
+            u = low + (high - low) * shape
+            return u, path.time(u)
+        t_low, t_high = (_end_time(path, end) for end in (low, high))
+        t = t_low + (t_high - t_low) * shape
+        return path.clock(t), t
+
     def at(self, s: Tensor, u_from: float, u_to: float) -> tuple[Tensor, Tensor]:
         """u and |du/ds| at s in [0, 1], for the smooth map behind PowerGrid(p): s = 0 at u_from, 1 at u_to."""
         low, high = sorted((u_from, u_to))
@@ -40,12 +64,9 @@ class PowerGrid:
         return low + (high - low) * (1 - falling) ** self.p, (high - low) * self.p * (1 - falling) ** (self.p - 1)
 
 
-Grid = PowerGrid | Tensor
-
-
 def check_grid(grid: object, steps: int | None) -> None:
-    """A PowerGrid, or knots in u: a 1-D tensor with steps + 1 strictly monotone values in [0, 1]."""
-    if isinstance(grid, PowerGrid):
+    """A grid, or knots in u: a 1-D tensor with steps + 1 strictly monotone values in [0, 1]."""
+    if isinstance(grid, Grid):
         return
     if not isinstance(grid, Tensor):
         raise TypeError(f"grid must be a PowerGrid or a tensor of u, and {grid!r} is {type(grid).__name__}.")
@@ -59,7 +80,17 @@ def check_grid(grid: object, steps: int | None) -> None:
         raise ValueError(f"A grid for {steps} steps needs {steps + 1} knots, and it has {len(grid)}.")
 
 
-def knots(grid: Grid, path: GaussianPath, u_from: float, u_to: float, steps: int) -> tuple[Tensor, Tensor]:
+def steps_on(grid: Grid | Tensor | None, steps: int | None) -> int | None:
+    """The number of steps: that of a tensor's knots, else what was asked for."""
+    return len(grid) - 1 if isinstance(grid, Tensor) else steps
+
+
+def span_of(grid: Grid | Tensor | None) -> tuple[float, float] | None:
+    """(u_high, u_low) of a grid that carries its own ends, a chain's `Knots`; None for every other."""
+    return (float(grid[0]), float(grid[-1])) if isinstance(grid, Knots) else None
+
+
+def knots(grid: Grid | Tensor, path: GaussianPath, u_from: float, u_to: float, steps: int) -> tuple[Tensor, Tensor]:
     """(u, t) at the steps + 1 knots from u_from to u_to, float64 on the CPU; the ends are met exactly."""
     low, high = sorted((u_from, u_to))
     if isinstance(grid, Tensor):
@@ -69,34 +100,10 @@ def knots(grid: Grid, path: GaussianPath, u_from: float, u_to: float, steps: int
             raise ValueError(f"The grid runs from u = {float(u[0])} to {float(u[-1])}, the solve from {high} to {low}.")
         t = path.time(u)
     else:
-        shape = (torch.arange(steps, -1, -1, dtype=torch.float64) / steps) ** grid.p  # (1 - k/N)^p, k/N exact for p = 1
-        if grid.clock == "u":
-            u = low + (high - low) * shape
-            t = path.time(u)
-        else:
-            t_low, t_high = (_end_time(path, end) for end in (low, high))
-            t = t_low + (t_high - t_low) * shape
-            u = path.clock(t)
+        u, t = grid.lay(path, high, low, steps)
     u[0], u[-1] = high, low
     t[0], t[-1] = (_end_time(path, end) for end in (high, low))
     return (u, t) if u_from > u_to else (u.flip(0), t.flip(0))
-
-
-def within(u: Tensor, fraction: float) -> Tensor:
-    """The clock at a fraction of every step: it is linear between knots, and exact at them."""
-    return u[1:] if fraction == 1 else u[:-1] + fraction * (u[1:] - u[:-1])
-
-
-def plan_stages(
-    problem: Problem, u: Tensor, t: Tensor, coefficients: dict[float, tuple[Tensor, Tensor]]
-) -> list[dict[float, Query]]:
-    """For every step, the query c x_hat + d eps_hat at each fraction that a method asks for; knots keep their t."""
-    known = {0.0: t[:-1], 1.0: t[1:]}
-    columns = [
-        problem.model.plan(problem.y, within(u, fraction), known.get(fraction), c, d)
-        for fraction, (c, d) in coefficients.items()
-    ]
-    return [dict(zip(coefficients, step, strict=True)) for step in zip(*columns, strict=True)]
 
 
 def _end_time(path: GaussianPath, u: float) -> float:

@@ -13,6 +13,7 @@ under `python -O`: everything that could run for ever is counted and raised here
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
 
@@ -23,9 +24,10 @@ from torchdiffeq import odeint
 from sdegen import _checks
 from sdegen._checks import NonFiniteError
 from sdegen._shapes import event_size
-from sdegen.models.model import Query
-from sdegen.solvers.base import CHECK_EVERY, Path, Problem, drift_and_divergence
-from sdegen.solvers.grids import Grid, PowerGrid, check_grid, knots, plan_stages
+from sdegen.models.base import Query
+from sdegen.solvers.base import CHECK_EVERY, Problem, Result, Solver, joined, plan_stages, raised_inside
+from sdegen.solvers.divergence import drift_and_divergence
+from sdegen.solvers.grids import Grid, PowerGrid, check_grid, span_of, steps_on
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,8 @@ ODE_METHODS = {
 }
 
 
-@dataclass(frozen=True)
-class ODESolver:
+@dataclass(frozen=True, eq=False)
+class ODESolver(Solver):
     """Integrate the probability-flow (flow-matching) ODE with torchdiffeq.
 
     method:     adaptive "dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun", or on a fixed grid "euler",
@@ -77,9 +79,11 @@ class ODESolver:
     rtol: float = 1e-5
     atol: float | None = None
     steps: int | None = None
-    grid: Grid | None = None
+    grid: Grid | Tensor | None = None
     norm: str = "sample"
     max_steps: int = 10_000
+
+    solves_ode = True
 
     def __post_init__(self) -> None:
         _checks.choice("ODE method", self.method, ODE_METHODS)
@@ -106,130 +110,141 @@ class ODESolver:
             raise ValueError(f"The ODE method {self.method!r} needs steps, the number of steps.")
 
     @property
+    def span(self) -> tuple[float, float] | None:
+        """See `Solver.span`."""
+        return span_of(self.grid)
+
+    @property
     def _scheme(self) -> ODEMethod:
         return ODE_METHODS[self.method]
 
-    def run(self, problem: Problem) -> Path:
+    @property
+    def _steps(self) -> int:
+        return steps_on(self.grid, self.steps) or 0
+
+    def run(self, problem: Problem) -> Result:
         """Integrate `problem`: used by `sdegen.solve` and `sdegen.log_prob`."""
-        if problem.noise is not None:
-            raise ValueError(f"noise= is for stochastic solvers, and {self.method!r} solves an ODE.")
-        return self._run_adaptive(problem) if self._scheme.adaptive else self._run_fixed(problem)
-
-    def _run_fixed(self, problem: Problem) -> Path:
-        steps = len(self.grid) - 1 if isinstance(self.grid, Tensor) else self.steps
-        grid = PowerGrid(1.5) if self.grid is None else self.grid
-        u, t = knots(grid, problem.model.path, problem.u_from, problem.u_to, steps)
-        with problem.bar(steps) as bar:
-            rhs = _FixedSteps(self, problem, u, t, bar)
-            index = torch.arange(steps + 1, device=problem.y.device).to(problem.y.dtype)
-            options = {"grid_constructor": lambda func, y, ends: index}
-            y = odeint(rhs, rhs.start(), index[[0, -1]], method=self.method, options=options)[-1]
-        return rhs.path(y, u.tolist(), t.tolist())
-
-    def _run_adaptive(self, problem: Problem) -> Path:
-        atol = self.rtol if self.atol is None else self.atol
-        if self.rtol + atol < 4 * torch.finfo(problem.y.dtype).eps:
-            raise ValueError(f"{self!r} asks for more than {problem.y.dtype} states can hold; loosen rtol and atol.")
-        ends = torch.tensor([problem.u_from, problem.u_to], dtype=torch.float64)
-        problem.model.plan(
-            problem.y, ends, None, -torch.ones_like(ends), torch.ones_like(ends)
-        )  # refuses singular ends
-        ends = ends.to(problem.y.device)
-        with problem.bar(None) as bar:
-            rhs = _AnyTime(self, problem, bar)
-            options = {"step_t": ends[1:], "norm": rhs.norm, "max_num_steps": 2**31 - 1}
+        rhs = (_AnyTime if self._scheme.adaptive else _FixedSteps)(self, problem)
+        with problem.bar(rhs.total) as rhs.step_done:
             try:
-                y = odeint(rhs, rhs.start(), ends, rtol=self.rtol, atol=atol, method=self.method, options=options)[-1]
+                states = odeint(rhs, problem.start, rhs.ends, method=self.method, options=rhs.options, **rhs.tolerances)
             except AssertionError as error:
+                if not raised_inside(error, "torchdiffeq"):
+                    raise
                 raise NonFiniteError(
                     f"{self!r} could not go on ({error}); loosen the tolerance or use float64."
                 ) from error
-        return rhs.path(y, [*rhs.knots, problem.u_to], None)
+        _checks.finite_state(states[-1], problem.u_to)
+        return rhs.result(states[-1])
 
 
-class _RightHandSide:
+class _RightHandSide(ABC):
     """The ODE as torchdiffeq wants it: on y (B, *event), or on (B, d + 1) with the divergence in a last column."""
 
-    def __init__(self, problem: Problem, bar: Callable[[], object]):
+    total: int | None = None
+    tolerances: dict[str, float] = {}  # noqa: RUF012  # a fixed-grid method has none
+    ends: Tensor
+    options: dict[str, object]
+    knots: list[float]
+    times: list[float] | None = None
+    step_done: Callable[[], object]
+
+    def __init__(self, problem: Problem):
         self.problem = problem
         self.calls = 0
         self.accepted = 0
         self.rejected = 0
         self.error: Tensor | None = None
         self.states: list[Tensor] = []
-        self._bar = bar
 
-    def start(self) -> Tensor:
-        """The initial state."""
-        y = self.problem.y
-        return y if self.problem.probes is None else torch.nn.functional.pad(y.flatten(1), (0, 1))
+    @abstractmethod
+    def query(self, at: Tensor) -> Query:
+        """What the network is asked where torchdiffeq's time is `at`."""
 
-    def _slope(self, state: Tensor, query: Query) -> Tensor:
-        """The answer to `query`, and in the last column its divergence."""
-        problem = self.problem
+    def __call__(self, at: Tensor, state: Tensor) -> Tensor:
+        """The slope at a state: one network call."""
+        problem, query = self.problem, self.query(at)
         self.calls += 1
         if problem.probes is None:
             return problem.model.estimate(state, query, problem.cond)
-        value, divergence = drift_and_divergence(
-            problem.model, self._event(state), query, problem.cond, problem.probes, problem.chunk
-        )
-        return torch.cat([value.flatten(1), divergence[:, None]], 1)
+        y = problem.event(state)
+        return joined(*drift_and_divergence(problem.model, y, query, problem.cond, problem.probes, problem.chunk))
 
-    def _event(self, state: Tensor) -> Tensor:
-        return state if self.problem.probes is None else state[:, :-1].reshape(self.problem.y.shape)
-
-    def path(self, state: Tensor, u: list[float], t: list[float] | None) -> Path:
-        """The result, from the final state."""
-        _checks.finite_state(state, u[-1])
-        y = self._event(state)
-        states = [*self.states, y] if self.problem.trajectory else []
-        divergence = None if self.problem.probes is None else state[:, -1]
-        return Path(y, u, states, t, divergence, self.calls, self.accepted, self.rejected, self.error)
+    def result(self, state: Tensor) -> Result:
+        """What the solve came to, from its final state."""
+        problem, y = self.problem, self.problem.event(state)
+        states = [*self.states, y] if problem.trajectory else []
+        density = problem.density(state)
+        cost = (self.calls, self.accepted, self.rejected)
+        return Result(y, self.knots, states, self.times, density, *cost, error=self.error)
 
 
 class _FixedSteps(_RightHandSide):
     """Queries in a known order: stage after stage of step after step."""
 
-    def __init__(self, solver: ODESolver, problem: Problem, u: Tensor, t: Tensor, bar: Callable[[], object]):
-        super().__init__(problem, bar)
+    def __init__(self, solver: ODESolver, problem: Problem):
+        super().__init__(problem)
+        self.total = solver._steps
+        u, t = problem.knots(PowerGrid(1.5) if solver.grid is None else solver.grid, self.total)
+        self.knots, self.times = u.tolist(), t.tolist()
+        index = torch.arange(self.total + 1, device=problem.y.device).to(problem.y.dtype)
+        self.ends, self.options = index[[0, -1]], {"grid_constructor": lambda func, y, ends: index}
         self._stages = solver._scheme.stages
         du = torch.diff(u)
         self._queries = plan_stages(problem, u, t, dict.fromkeys(self._stages, (-du, du)))
-        self._u = u.tolist()
         self._stage = 0
 
     def callback_step(self, s: Tensor, state: Tensor, ds: Tensor) -> None:
         """torchdiffeq's word that a step begins."""
         if self.accepted % CHECK_EVERY == 0 and self.accepted:
-            _checks.finite_state(state, self._u[self.accepted])
+            _checks.finite_state(state, self.knots[self.accepted])
         if self.problem.trajectory:
-            self.states.append(self._event(state))
+            self.states.append(self.problem.event(state))
         self.accepted += 1
         self._stage = 0
-        self._bar()
+        self.step_done()
 
-    def __call__(self, s: Tensor, state: Tensor) -> Tensor:
-        """The slope per step."""
-        query = self._queries[self.accepted - 1][self._stages[self._stage]]
+    def query(self, at: Tensor) -> Query:
+        """The next stage's, for the slope per step."""
+        stage = self._stages[self._stage]
         self._stage += 1
-        return self._slope(state, query)
+        return self._queries[self.accepted - 1][stage]
 
 
 class _AnyTime(_RightHandSide):
     """Queries at any clock, clamped to the interval, with the accepted steps' errors added up sample by sample."""
 
-    def __init__(self, solver: ODESolver, problem: Problem, bar: Callable[[], object]):
-        super().__init__(problem, bar)
-        self.knots: list[float] = []
+    def __init__(self, solver: ODESolver, problem: Problem):
+        super().__init__(problem)
+        atol = solver.rtol if solver.atol is None else solver.atol
+        if solver.rtol + atol < 4 * torch.finfo(problem.y.dtype).eps:
+            raise ValueError(f"{solver!r} asks for more than {problem.y.dtype} states can hold; loosen rtol and atol.")
+        ends = torch.tensor([problem.u_from, problem.u_to], dtype=torch.float64)
+        problem.model.plan(problem.y, ends, None, -torch.ones_like(ends), torch.ones_like(ends))  # are they singular?
+        self.ends = ends.to(problem.y.device)
+        self.options = {"step_t": self.ends[1:], "norm": self.norm, "max_num_steps": 2**31 - 1}
+        self.tolerances = {"rtol": solver.rtol, "atol": atol}
+        self.knots = []
         self._solver = solver
         self._low, self._high = sorted((problem.u_from, problem.u_to))
         self._one = torch.ones(1, dtype=torch.float64)
         self._ratio = torch.zeros(())
 
-    def __call__(self, u: Tensor, state: Tensor) -> Tensor:
-        """The slope per unit of u."""
-        u = torch.tensor([min(max(float(u), self._low), self._high)], dtype=torch.float64)
-        return self._slope(state, self.problem.model.plan(self.problem.y, u, None, -self._one, self._one)[0])
+    def query(self, at: Tensor) -> Query:
+        """That of the clock `at`, for the slope per unit of u."""
+        clock = float(at)
+        if math.isnan(clock):
+            raise NonFiniteError(
+                f"The network's output is NaN or infinite at the start of the solve, u = {self.problem.u_from:.6g}; "
+                f"{self._solver!r} cannot choose a step."
+            )
+        u = torch.tensor([min(max(clock, self._low), self._high)], dtype=torch.float64)
+        return self.problem.model.plan(self.problem.y, u, None, -self._one, self._one)[0]
+
+    def result(self, state: Tensor) -> Result:
+        """See `_RightHandSide`; the end is a knot too."""
+        self.knots.append(self.problem.u_to)
+        return super().result(state)
 
     def norm(self, scaled: Tensor) -> Tensor:
         """The norm of an error divided by its tolerance."""
@@ -256,7 +271,7 @@ class _AnyTime(_RightHandSide):
                 f"{self._solver!r} tried max_steps = {self._solver.max_steps} steps and stands at u = "
                 f"{float(u):.6g}; loosen the tolerance, use float64, or raise max_steps."
             )
-        self._bar()
+        self.step_done()
 
     def callback_accept_step(self, u: Tensor, state: Tensor, du: Tensor) -> None:
         """Add up the error of a step that was kept."""
@@ -264,7 +279,7 @@ class _AnyTime(_RightHandSide):
         self.error = self._ratio if self.error is None else self.error + self._ratio
         self.knots.append(float(u))
         if self.problem.trajectory:
-            self.states.append(self._event(state))
+            self.states.append(self.problem.event(state))
 
     def callback_reject_step(self, u: Tensor, state: Tensor, du: Tensor) -> None:
         """Count a step that was not."""

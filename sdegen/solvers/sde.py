@@ -15,7 +15,8 @@ Efficient and Accurate Gradients for Neural SDEs, Kidger et al., 2021, arXiv:210
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
 
 import torch
@@ -24,10 +25,11 @@ from torch import Tensor
 
 from sdegen import _checks
 from sdegen._checks import NonFiniteError
-from sdegen.models.model import Query
-from sdegen.solvers.base import CHECK_EVERY, NoiseProfile, Path, Problem
+from sdegen.models.base import Query
+from sdegen.solvers.base import CHECK_EVERY, Problem, Result, Solver, plan_stages, raised_inside, within
 from sdegen.solvers.brownian import AdaptiveBrownian, Increments
-from sdegen.solvers.grids import Grid, PowerGrid, check_grid, knots, plan_stages, within
+from sdegen.solvers.grids import Grid, PowerGrid, check_grid, span_of, steps_on
+from sdegen.solvers.noise import NoiseProfile
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,8 @@ SDE_METHODS = {
 }
 
 
-@dataclass(frozen=True)
-class SDESolver:
+@dataclass(frozen=True, eq=False)
+class SDESolver(Solver):
     """Integrate the reverse SDE with torchsde.
 
     method:   "euler", "milstein", "euler_heun", "srk", "midpoint", "heun", "log_ode" or "reversible_heun".
@@ -84,7 +86,7 @@ class SDESolver:
     _: KW_ONLY
     eta: float = 1.0
     w: Callable[[Tensor], Tensor] | None = None
-    grid: Grid | None = None
+    grid: Grid | Tensor | None = None
     adaptive: bool = False
     rtol: float | None = None
     atol: float | None = None
@@ -101,8 +103,8 @@ class SDESolver:
         if self.grid is not None:
             check_grid(self.grid, self.steps)
         self._check_adaptive() if self.adaptive else self._check_fixed()
-        if (self.adaptive or self._scheme.carries) and self._grid != PowerGrid(self._power):
-            raise ValueError(f"{self._kind} needs a smooth clock, PowerGrid(p), and the grid is {self.grid!r}.")
+        if self.adaptive or self._scheme.carries:
+            self._smooth  # noqa: B018  # the clock must be one
 
     def _check_adaptive(self) -> None:
         if self.steps is not None:
@@ -118,188 +120,209 @@ class SDESolver:
             raise ValueError(f"The SDE method {self.method!r} needs steps, the number of steps.")
 
     @property
+    def span(self) -> tuple[float, float] | None:
+        """See `Solver.span`."""
+        return span_of(self.grid)
+
+    @property
     def _scheme(self) -> SDEMethod:
         return SDE_METHODS[self.method]
 
     @property
-    def _grid(self) -> Grid:
+    def _grid(self) -> Grid | Tensor:
         return PowerGrid(2) if self.grid is None else self.grid
 
     @property
-    def _power(self) -> float:
-        return self._grid.p if isinstance(self._grid, PowerGrid) else 1.0
+    def _smooth(self) -> PowerGrid:
+        """The grid where it must be a smooth clock."""
+        if isinstance(self._grid, PowerGrid) and self._grid.clock == "u":
+            return self._grid
+        kind = "An adaptive solve" if self.adaptive else f"The SDE method {self.method!r}"
+        raise ValueError(f"{kind} needs a smooth clock, PowerGrid(p), and the grid is {self.grid!r}.")
 
-    @property
-    def _kind(self) -> str:
-        return "An adaptive solve" if self.adaptive else f"The SDE method {self.method!r}"
-
-    def run(self, problem: Problem) -> Path:
+    def run(self, problem: Problem) -> Result:
         """Integrate `problem`: used by `sdegen.solve`."""
         if self.eta or self.w is not None:
             problem.model.needs_score("An SDESolver")
-        return self._run_adaptive(problem) if self.adaptive else self._run_fixed(problem)
-
-    def _run_fixed(self, problem: Problem) -> Path:
-        steps = len(self.grid) - 1 if isinstance(self.grid, Tensor) else self.steps
-        u, t = knots(self._grid, problem.model.path, problem.u_from, problem.u_to, steps)
-        brownian = Increments(problem, steps, self._scheme.levy_area)
-        with problem.bar(steps) as bar:
-            rhs = _FixedSteps(self, problem, brownian, u, t, bar)
-            out = _sdeint(self, rhs, brownian, range(steps + 1) if problem.trajectory else (0, steps), dt=1.0)
-        states = [y.view_as(problem.y) for y in out] if problem.trajectory else []
-        return Path(out[-1].view_as(problem.y), u.tolist(), states, t.tolist(), calls=rhs.calls, accepted=steps)
-
-    def _run_adaptive(self, problem: Problem) -> Path:
-        if problem.noise is not None or isinstance(problem.generator, (list, tuple)):
-            what = "noise=" if problem.noise is not None else "one generator per sample"
-            raise ValueError(
-                f"Adaptive steps are shared by the batch and chosen from its noise: {what} needs fixed steps."
-            )
-        if problem.trajectory and self._scheme.carries:
-            raise ValueError(f"An adaptive {self.method!r} never shows its states: take fixed steps for a trajectory.")
-        brownian = AdaptiveBrownian(problem, self._scheme.levy_area)
-        with problem.bar(None) as bar:
-            rhs = _AnyTime(self, problem, brownian, bar)
-            tolerance = {"rtol": self.rtol or 1e-2, "atol": self.atol or 1e-2, "dt_min": brownian.smallest / 100}
-            out = _sdeint(self, rhs, brownian, (0, 1), dt=0.01, adaptive=True, **tolerance)
-        starts = brownian.starts
-        kept = [i for i, (a, b) in enumerate(zip(starts, [*starts[1:], 1.0], strict=True)) if b > a]
-        s = torch.tensor([*(starts[i] for i in kept), 1.0], dtype=torch.float64)
-        u, _ = self._grid.at(s, problem.u_from, problem.u_to)
-        y = out[-1].view_as(problem.y)
-        states = [*(rhs.states[i].view_as(y) for i in kept), y] if problem.trajectory else []
-        return Path(y, u.tolist(), states, calls=rhs.calls, accepted=len(kept), rejected=len(starts) - len(kept))
+        rhs = (_AnyTime if self.adaptive else _FixedSteps)(self, problem)
+        times = torch.tensor(rhs.times, dtype=torch.float64)
+        with problem.bar(rhs.total) as rhs.step_done:
+            try:
+                out = torchsde.sdeint(
+                    rhs, problem.y.flatten(1), times, bm=rhs.brownian, method=self.method, **rhs.options
+                )
+            except AssertionError as error:
+                if not raised_inside(error, "torchsde"):
+                    raise
+                raise NonFiniteError(f"{self!r} met NaN in its error estimate ({error}).") from error
+        _checks.finite_state(out[-1], problem.u_to)
+        return rhs.result(out)
 
 
-def _sdeint(solver: SDESolver, rhs: _RightHandSide, brownian: object, ts: Iterable[int], **options: object) -> Tensor:
-    """torchsde on CPU float64 times: (len(ts), B, d); its failed assertions become sentences."""
-    y = rhs.problem.y.flatten(1)
-    ts = torch.tensor(list(ts), dtype=torch.float64)
-    try:
-        out = torchsde.sdeint(rhs, y, ts, bm=brownian, method=solver.method, **options)
-    except AssertionError as error:
-        raise NonFiniteError(f"{solver!r} met NaN in its error estimate ({error}).") from error
-    _checks.finite_state(out[-1], rhs.problem.u_to)
-    return out
-
-
-class _RightHandSide:
+class _RightHandSide(ABC):
     """f and g as torchsde wants them, on states (B, d); the last drift is remembered, so no query is made twice."""
 
-    def __init__(self, solver: SDESolver, problem: Problem, brownian: Increments | AdaptiveBrownian):
+    total: int | None = None
+    times: Sequence[int]
+    options: dict[str, object]
+    brownian: Increments | AdaptiveBrownian
+    step_done: Callable[[], object]
+
+    def __init__(self, solver: SDESolver, problem: Problem):
         self.problem = problem
-        self.brownian = brownian
         self.sde_type = solver._scheme.calculus
         self.calls = 0
-        self._last = (None, None, None)
-        self._model, self._cond = problem.model, problem.cond
+        self._last: tuple[float, Tensor, Tensor] | None = None
         self._shape = tuple(problem.y.shape)
+        self._profile = NoiseProfile(solver.eta, solver.w)
         if solver._scheme.carries:
             self.noise_type, self.g = "diagonal", self._diagonal
         else:
-            self.noise_type, self.g_prod, self.f_and_g_prod = "additive", self._product, self._both
+            self.noise_type, self.g_prod = "additive", self._product
 
-    def f(self, s: Tensor, y: Tensor) -> Tensor:
-        """The drift per unit of s."""
-        s = float(s)
-        self._visit(y)
-        if self._last[0] == s and self._last[1] is y:
+    @abstractmethod
+    def query(self, s: float, y: Tensor) -> Query:
+        """What the network is asked at torchsde's time s."""
+
+    @abstractmethod
+    def level(self, s: float) -> Tensor:
+        """w sqrt(|du/ds|) at torchsde's time s."""
+
+    @abstractmethod
+    def result(self, out: Tensor) -> Result:
+        """What the solve came to, from the states (n, B, d) at `times`."""
+
+    def f(self, at: Tensor, y: Tensor) -> Tensor:
+        """The drift per unit of torchsde's time."""
+        s = float(at)
+        self.visit(y)
+        if self._last is not None and self._last[0] == s and self._last[1] is y:
             return self._last[2]
-        query = self._drift(s, y)
+        problem, query = self.problem, self.query(s, y)
         if len(self._shape) == 2:
-            value = self._model.estimate(y, query, self._cond)
+            value = problem.model.estimate(y, query, problem.cond)
         else:
-            value = self._model.estimate(y.view(self._shape), query, self._cond).flatten(1)
+            value = problem.model.estimate(y.view(self._shape), query, problem.cond).flatten(1)
         self.calls += 1
         self._last = (s, y, value)
         return value
 
-    def _visit(self, y: Tensor) -> None:
+    def visit(self, y: Tensor) -> None:  # noqa: B027  # most have nothing to do
         """Told of every state that is asked about, remembered or not."""
 
-    def _product(self, s: Tensor, y: Tensor, v: Tensor) -> Tensor:
-        return self._level(float(s)) * v
+    def _product(self, at: Tensor, y: Tensor, v: Tensor) -> Tensor:
+        return self.level(float(at)) * v if v.shape[1] else y  # the contract check comes with no noise: see Increments
 
-    def _both(self, s: Tensor, y: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        return self.f(s, y), self._level(float(s)) * v
-
-    def _diagonal(self, s: Tensor, y: Tensor) -> Tensor:
-        return self._level(float(s)).expand_as(y)
+    def _diagonal(self, at: Tensor, y: Tensor) -> Tensor:
+        return self.level(float(at)).expand_as(y)
 
 
 class _FixedSteps(_RightHandSide):
     """Coefficients looked up by step and fraction of it, all computed beforehand."""
 
-    def __init__(
-        self,
-        solver: SDESolver,
-        problem: Problem,
-        brownian: Increments,
-        u: Tensor,
-        t: Tensor,
-        bar: Callable[[], object],
-    ):
-        super().__init__(solver, problem, brownian)
-        self._bar = bar
-        self._step = -1
-        profile = NoiseProfile(solver.eta, solver.w)
-        stages = solver._scheme.stages
+    brownian: Increments
+
+    def __init__(self, solver: SDESolver, problem: Problem):
+        super().__init__(solver, problem)
+        scheme, self.total = solver._scheme, steps_on(solver.grid, solver.steps) or 0
+        self._knots, self._known = u, t = problem.knots(solver._grid, self.total)
+        self.brownian = Increments(problem, self.total, scheme.levy_area, scheme.carries)
+        self.times = range(self.total + 1) if problem.trajectory else (0, self.total)
+        self.options = {"dt": 1.0}
         h = u[1:] - u[:-1]
         self._rates = dict.fromkeys((0.0, 0.5, 0.75, 1.0), h)
-        if solver._scheme.carries:
+        if scheme.carries:
             s = torch.linspace(0, 1, len(u), dtype=torch.float64)
-            smooth = torch.sign(h[0]) * solver._grid.at(s, problem.u_from, problem.u_to)[1] / len(h)
+            smooth = torch.sign(h[0]) * solver._smooth.at(s, problem.u_from, problem.u_to)[1] / len(h)
             self._rates = {0.0: smooth[:-1], 1.0: smooth[1:]}
         drift = {}
-        for fraction in stages:
+        for fraction in scheme.stages:
             rate = self._rates[fraction]
-            drift[fraction] = (-rate, rate - rate.abs() * profile.gamma(within(u, fraction)))
+            drift[fraction] = (-rate, rate - rate.abs() * self._profile.gamma(within(u, fraction)))
         self._queries = plan_stages(problem, u, t, drift)
-        self._profile, self._clock, self._u = profile, u, u.tolist()
+        self._step = -1
+        self._clocks = u.tolist()
         self._levels: dict[float, tuple[Tensor, ...]] = {}
 
-    def _drift(self, s: float, y: Tensor) -> Query:
+    def query(self, s: float, y: Tensor) -> Query:
+        """Of the step that the Brownian object was asked about, at this fraction of it."""
         k = self.brownian.step
         if k > self._step:
             self._step = k
-            self._bar()
+            self.step_done()
             if k and k % CHECK_EVERY == 0:
-                _checks.finite_state(y, self._u[k])
+                _checks.finite_state(y, self._clocks[k])
         return self._queries[k][s - k]
 
-    def _level(self, s: float) -> Tensor:
+    def level(self, s: float) -> Tensor:
+        """As `query`; only the method knows where in a step it needs the noise level."""
         k = self.brownian.step
-        if s - k not in self._levels:  # only the method knows where in a step it needs the noise level
-            w = self._profile.w(within(self._clock, s - k))
+        if s - k not in self._levels:
+            w = self._profile.w(within(self._knots, s - k))
             self._levels[s - k] = (w * self._rates[s - k].abs().sqrt()).to(self.problem.y).unbind(0)
         return self._levels[s - k][k]
+
+    def result(self, out: Tensor) -> Result:
+        """See `_RightHandSide`."""
+        y = self.problem.y
+        states = [state.view_as(y) for state in out] if self.problem.trajectory else []
+        times, cost = self._known.tolist(), {"calls": self.calls, "accepted": self.total or 0}
+        return Result(out[-1].view_as(y), self._clocks, states, times, **cost)
 
 
 class _AnyTime(_RightHandSide):
     """Coefficients at any s in [0, 1] of a smooth clock, for adaptive steps."""
 
-    def __init__(self, solver: SDESolver, problem: Problem, brownian: AdaptiveBrownian, bar: Callable[[], object]):
-        super().__init__(solver, problem, brownian)
-        self.states: list[Tensor] = []
-        self._bar = bar
-        self._profile = NoiseProfile(solver.eta, solver.w)
-        self._sign = 1.0 if problem.u_to > problem.u_from else -1.0
-        self._grid = solver._grid
+    brownian: AdaptiveBrownian
 
-    def _visit(self, y: Tensor) -> None:
-        if len(self.states) < len(self.brownian.starts):  # the first question of a step is about its start
-            self._bar()
-            self.states.append(y if self.problem.trajectory else None)
+    def __init__(self, solver: SDESolver, problem: Problem):
+        super().__init__(solver, problem)
+        scheme = solver._scheme
+        if problem.noise is not None or isinstance(problem.generator, (list, tuple)):
+            what = "noise=" if problem.noise is not None else "one generator per sample"
+            raise ValueError(
+                f"Adaptive steps are shared by the batch and chosen from its noise: {what} needs fixed steps."
+            )
+        if problem.trajectory and scheme.carries:
+            raise ValueError(
+                f"An adaptive {solver.method!r} never shows its states: take fixed steps for a trajectory."
+            )
+        self.brownian = AdaptiveBrownian(problem, scheme.levy_area, scheme.carries)
+        self.times = (0, 1)
+        tolerance = {"rtol": solver.rtol or 1e-2, "atol": solver.atol or 1e-2, "dt_min": self.brownian.smallest / 100}
+        self.options = {"dt": 0.01, "adaptive": True, **tolerance}
+        self._states: list[Tensor] = []
+        self._sign = 1.0 if problem.u_to > problem.u_from else -1.0
+        self._grid = solver._smooth
+
+    def visit(self, y: Tensor) -> None:
+        """The first question of a step is about its start."""
+        if len(self._states) < len(self.brownian.starts):
+            self.step_done()
+            self._states.append(y if self.problem.trajectory else y.new_empty(0))
 
     def _clock(self, s: float) -> tuple[Tensor, Tensor]:
         return self._grid.at(torch.tensor([s], dtype=torch.float64), self.problem.u_from, self.problem.u_to)
 
-    def _drift(self, s: float, y: Tensor) -> Query:
+    def query(self, s: float, y: Tensor) -> Query:
+        """The drift per unit of s."""
         u, rate = self._clock(s)
         _checks.finite_state(y, float(u))
         c, d = -self._sign * rate, rate * (self._sign - self._profile.gamma(u))
-        return self._model.plan(self.problem.y, u, None, c, d)[0]
+        return self.problem.model.plan(self.problem.y, u, None, c, d)[0]
 
-    def _level(self, s: float) -> Tensor:
+    def level(self, s: float) -> Tensor:
+        """The noise per square root of a unit of s."""
         u, rate = self._clock(s)
         return (self._profile.w(u) * rate.sqrt()).to(self.problem.y)[0]
+
+    def result(self, out: Tensor) -> Result:
+        """See `_RightHandSide`: a step that was tried again has the start of the next."""
+        problem, starts = self.problem, self.brownian.starts
+        kept = [i for i, (a, b) in enumerate(zip(starts, [*starts[1:], 1.0], strict=True)) if b > a]
+        s = torch.tensor([*(starts[i] for i in kept), 1.0], dtype=torch.float64)
+        u, _ = self._grid.at(s, problem.u_from, problem.u_to)
+        y = out[-1].view_as(problem.y)
+        states = [*(self._states[i].view_as(y) for i in kept), y] if problem.trajectory else []
+        rejected = len(starts) - len(kept)
+        return Result(y, u.tolist(), states, calls=self.calls, accepted=len(kept), rejected=rejected)

@@ -25,7 +25,8 @@ from torch import Tensor
 
 from sdegen import _checks
 from sdegen._shapes import Generators, as_time, batch_of_times, like
-from sdegen.models.model import PREDICTIONS, Cond, ScoreModel
+from sdegen.models.base import PREDICTIONS, Cond
+from sdegen.models.model import ScoreModel
 from sdegen.paths.gaussian import GaussianPath
 from sdegen.training.couplings import Coupling, Independent, pairs
 from sdegen.training.times import Times, UniformTimes

@@ -256,7 +256,7 @@ def test_far_data_and_random_networks():
         sdegen.log_prob(honest, x, sdegen.ODESolver("rk4", steps=4))
     drop = nn.Dropout(0.5)
     hidden = sdegen.ScoreModel(lambda x, t: drop(x), sdegen.VPSDE(), "v")
-    with pytest.raises(ValueError, match="two different answers"):
+    with pytest.warns(UserWarning, match="Dropout"), pytest.raises(ValueError, match="two different answers"):
         sdegen.log_prob(hidden, torch.randn(16, 2))
 
 

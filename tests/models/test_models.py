@@ -8,7 +8,7 @@ from problems import PATHS, OwnFlow, OwnVP, ring
 from torch import nn
 
 import sdegen
-from sdegen.models.model import PREDICTIONS
+from sdegen.models.base import PREDICTIONS
 
 ALL = {**PATHS, "own vp": OwnVP(), "own flow": OwnFlow()}
 every_path = pytest.mark.parametrize("path", ALL.values(), ids=ALL.keys())

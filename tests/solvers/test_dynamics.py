@@ -10,7 +10,7 @@ from problems import PATHS, OwnFlow, OwnVP, affine_law, mixture64, ring
 from torch import nn
 
 import sdegen
-from sdegen.solvers.base import draw_probes, drift_and_divergence
+from sdegen.solvers.divergence import draw_probes, drift_and_divergence
 
 ALL = {**PATHS, "own vp": OwnVP(), "own flow": OwnFlow()}
 

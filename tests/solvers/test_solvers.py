@@ -358,15 +358,14 @@ def test_default_grids():
 
 @pytest.mark.parametrize("to", ["data", "noise"])
 def test_adaptive_steps_see_the_same_sde(to):
-    """At any s the drift and the noise of an adaptive solve are those of dynamics.py at u(s), times du/ds."""
+    """At any s the drift and the noise of an adaptive solve are those of base.py at u(s), times du/ds."""
     from sdegen.solvers.base import Problem
-    from sdegen.solvers.brownian import AdaptiveBrownian
     from sdegen.solvers.sde import _AnyTime
 
     model, high = ring().model(sdegen.CondOT()), 0.97
     u_from, u_to = (high, 0.0) if to == "data" else (0.0, high)
     problem = Problem(model, torch.randn(4, 2), u_from, u_to)
-    rhs = _AnyTime(sdegen.SDESolver(adaptive=True, eta=0.8), problem, AdaptiveBrownian(problem, "none"), lambda: None)
+    rhs = _AnyTime(sdegen.SDESolver(adaptive=True, eta=0.8), problem)
     s, h = 0.3, 1e-6
     at = [high * (1 - r) ** 2 if to == "data" else high * r**2 for r in (s - h, s, s + h)]
     u, rate = at[1], (at[2] - at[0]) / (2 * h)

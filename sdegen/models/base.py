@@ -1,0 +1,255 @@
+"""Models: anything that estimates the data and the noise behind x_t, and the one conversion between predictions.
+
+Every prediction is p with k p = a x + b eps for known numbers a, b, k:
+
+    eps       0       1       1                data      1        0       1
+    score     0       1       -sigma           velocity  alpha'   sigma'  1          v    -sigma   alpha   1
+
+("score" is the gradient of the log-density, s = -eps/sigma; "velocity" is dx/dt in the path's own time; "v" is
+Salimans and Ho's.) In straight coordinates y = x_t/r obeys y = (1-u) x + u eps, on every path, so from y and p
+
+    c x + d eps = [ (c b - d a) y + ((1-u) d - u c) k p ] / [ (1-u) b - u a ]                                     (*)
+
+which is the only conversion in the library: drifts, denoisers and the predictions above are all of this form. It is
+finite wherever the bracket below is not 0: eps and score at u = 0, data at u = 1, v everywhere, velocity wherever dx/dt
+is finite.
+
+Progressive Distillation for Fast Sampling of Diffusion Models, Salimans and Ho, 2022, arXiv:2202.00512.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from sdegen import _checks
+from sdegen._shapes import as_time, batch_of_times, like
+from sdegen.paths.gaussian import GaussianPath
+
+Cond = Mapping[str, object] | None
+Row = tuple[Tensor | float, Tensor | float, Tensor | float]
+
+PREDICTIONS: dict[str, Callable[[GaussianPath, Tensor, Tensor, Tensor], Row]] = {
+    "eps": lambda path, t, alpha, sigma: (0.0, 1.0, 1.0),
+    "score": lambda path, t, alpha, sigma: (0.0, 1.0, -sigma),
+    "data": lambda path, t, alpha, sigma: (1.0, 0.0, 1.0),
+    "velocity": lambda path, t, alpha, sigma: (*path.slopes(t)[:2], 1.0),
+    "v": lambda path, t, alpha, sigma: (-sigma, alpha, 1.0),
+}
+"""(a, b, k) of each prediction at (path, t, alpha, sigma): k prediction = a x + b eps."""
+
+
+def prediction_row(
+    name: str, path: GaussianPath, t: Tensor, alpha: Tensor, sigma: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(a, b, k) of the prediction `name`, each shaped like t: k prediction = a x + b eps."""
+    a, b, k = (as_time(n).to(t).expand_as(t) for n in PREDICTIONS[name](path, t, alpha, sigma))
+    return a, b, k
+
+
+class Query(NamedTuple):
+    """A prepared question, c E[x | y] + d E[eps | y] + e y at one clock, or at one clock per sample.
+
+    Attributes:
+        t: what the network is shown before `time=` translates it, (B,).
+        numbers: what `Model.estimate` multiplies by, each 0-dimensional or (B, 1, ...).
+        dtype: of the network's input.
+    """
+
+    t: Tensor
+    numbers: tuple[Tensor, ...]
+    dtype: torch.dtype
+
+    def fitting(self, y: Tensor) -> Query:
+        """The same question for `y`, which may hold the batch several times over, one copy after another."""
+        times = len(y) // max(len(self.t), 1)
+        if times == 1 or len(self.t) == 0:
+            return self
+        numbers = (n if n.ndim == 0 else torch.cat([n] * times) for n in self.numbers)
+        return Query(self.t.repeat(times), tuple(numbers), self.dtype)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Prepared questions at n clocks: `plan[k]` asks the whole batch at clock k, `plan.rows(k, y)` row by row.
+
+    Attributes:
+        t: what the network is shown, (n,), on the device of the states.
+        numbers: as in `Query`, each (n,).
+        dtype: of the network's input.
+        size: B, the number of rows of a whole batch.
+    """
+
+    t: Tensor
+    numbers: tuple[Tensor, ...]
+    dtype: torch.dtype
+    size: int
+
+    def __len__(self) -> int:
+        return len(self.t)
+
+    def __iter__(self) -> Iterator[Query]:
+        return iter(self._whole)
+
+    def __getitem__(self, k: int) -> Query:
+        return self._whole[k]
+
+    @cached_property
+    def _whole(self) -> list[Query]:
+        """Every question for the whole batch: cut once, so that a step costs no indexing."""
+        times = self.t[:, None].expand(len(self), self.size).unbind(0)
+        rows = zip(*(n.unbind(0) for n in self.numbers), strict=True)
+        return [Query(time, row, self.dtype) for time, row in zip(times, rows, strict=True)]
+
+    def rows(self, k: Tensor | slice, y: Tensor) -> Query:
+        """One question for every row of `y` (B, *event): that of clock k (B,); slice(None) where n = B."""
+        return Query(self.t[k], tuple(like(n[k], y) for n in self.numbers), self.dtype)
+
+
+class Model(nn.Module, ABC):
+    """What the solvers ask of a model: `path`, `query` and `estimate`; everything else follows from them."""
+
+    path: GaussianPath
+    predicts: str | None = None  # what the network returns, on `path`; None where there is none, or it has another path
+    exact: bool = False
+    learns_variance: bool = False
+
+    @property
+    @abstractmethod
+    def clocks(self) -> tuple[float, float]:
+        """(lowest, highest) u at which the model can be asked."""
+
+    @abstractmethod
+    def query(self, u: Tensor, t: Tensor, c: Tensor, d: Tensor, e: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Prepare c x + d eps + e y where the clock shows `u` and the path's time is `t`, elementwise.
+
+        Returns the time the network is shown and the numbers that `estimate` will need, all shaped like `u`.
+        """
+
+    @abstractmethod
+    def estimate(self, y: Tensor, query: Query, cond: Mapping[str, object]) -> Tensor:
+        """Answer for y = x_t/r, shape (B, *event): one query of the network."""
+
+    def estimate_with_variance(self, y: Tensor, query: Query, cond: Mapping[str, object]) -> tuple[Tensor, Tensor]:
+        """The same and, from the same call of a network that `learns_variance`, its position in [0, 1], shaped like y.
+
+        0 is the least log-variance of a chain's step, 1 the largest.
+        """
+        raise ValueError(f"{type(self).__name__} has no learned variance; give ScoreModel(..., learns_variance=True).")
+
+    @abstractmethod
+    def working_dtype(self, default: torch.dtype) -> torch.dtype:
+        """The dtype in which the network takes its input: `default`, that of the state, unless it has its own."""
+
+    @abstractmethod
+    def on(self, path: GaussianPath) -> Model:
+        """The same model on another path: a DDPM network sampled as a flow, a flow network by the reverse SDE.
+
+        In straight coordinates all paths are one, so at the clock u, that is at the same log-SNR, the network is shown
+        its own path's time and state. Where `path` runs beyond the clocks the network was trained on, the verbs raise a
+        ValueError that names the u=(from, to) that stays inside. A learned variance, which belongs to the steps of one
+        chain, stays behind. Raises ValueError for a path with another source.
+        """
+
+    def covers(self, u_from: float, u_to: float, slack: float = 1e-12) -> None:
+        """A ValueError if the model cannot be asked all the way between two clocks of its path."""
+        low, high = self.clocks
+        if min(u_from, u_to) < low - slack or max(u_from, u_to) > high + slack:
+            ends = [max(min(end, high), low) for end in (u_from, u_to)]
+            raise ValueError(
+                f"The network was trained between the clocks u = {low} and {high}, and {self.path!r} is to be followed "
+                f"from u = {u_from} to {u_to}; u=({ends[0]}, {ends[1]}) stays inside."
+            )
+
+    def needs_score(self, what: str) -> None:
+        """A ValueError if the model's source is not independent Gaussian noise, so that no score exists."""
+        if not self.has_score:
+            raise ValueError(
+                f"{what} needs the score, and this model was trained on pairs, where there is none: its source is not "
+                "Gaussian noise independent of the data; use an ODESolver."
+            )
+
+    @property
+    @abstractmethod
+    def has_score(self) -> bool:
+        """Whether E[eps | x_t] tells the score: whether eps is Gaussian and independent of the data."""
+
+    def plan(self, y: Tensor, u: Tensor, t: Tensor | None, c: Tensor, d: Tensor, e: float | Tensor = 0.0) -> Plan:
+        """Prepare c E[x | y] + d E[eps | y] + e y at n clocks, for states like `y` (B, *event): how a model is asked.
+
+        Args:
+            y: a state; only its batch size, dtype and device are read.
+            u: the clocks (n,), float64 on the CPU, so that all numbers are computed at once and moved once; or one per
+                sample, wherever the states are.
+            t: the path's time at these clocks where it is known, else None.
+            c: the factor of E[x | y], (n,).
+            d: the factor of E[eps | y], (n,).
+            e: the factor of y.
+
+        Returns:
+            the questions, for `estimate`.
+
+        Raises:
+            ValueError: a number is infinite, so that the network cannot tell; before any network call. The values of
+                an accelerator are not waited for.
+        """
+        t = self.path.time(u) if t is None else t
+        t, numbers = self.query(u, t, c, d, torch.as_tensor(e, dtype=u.dtype, device=u.device).expand_as(u))
+        table = torch.stack([t, *numbers])
+        if table.device.type == "cpu" and not bool(torch.isfinite(table).all()):
+            wrong = float(u[~torch.isfinite(table).all(0)][0])
+            why = "has no finite coefficients" if self.predicts is None else f"is singular for {self.predicts!r}"
+            raise ValueError(
+                f"The model is to be queried at u = {wrong:g}, where {self.path!r} {why}; keep away from there by "
+                "u=(from, to) or another path, or train a network for 'v', which is singular nowhere."
+            )
+        times, *rest = table.to(y.device, y.dtype)
+        return Plan(times, tuple(rest), self.working_dtype(y.dtype), len(y))
+
+    def eps(self, x_t: Tensor, t: float | Tensor, cond: Cond = None) -> Tensor:
+        """E[eps | x_t]: the noise, shaped like `x_t` (B, *event); t is a scalar or (B,)."""
+        return self._predict("eps", x_t, t, cond)
+
+    def score(self, x_t: Tensor, t: float | Tensor, cond: Cond = None) -> Tensor:
+        """The gradient of log p_t at `x_t`, -eps/sigma (Tweedie's formula)."""
+        return self._predict("score", x_t, t, cond)
+
+    def data(self, x_t: Tensor, t: float | Tensor, cond: Cond = None) -> Tensor:
+        """E[x | x_t]: the denoised data."""
+        return self._predict("data", x_t, t, cond)
+
+    def velocity(self, x_t: Tensor, t: float | Tensor, cond: Cond = None) -> Tensor:
+        """dx/dt of the probability-flow ODE in the path's own time, alpha' E[x | x_t] + sigma' E[eps | x_t]."""
+        return self._predict("velocity", x_t, t, cond)
+
+    def v(self, x_t: Tensor, t: float | Tensor, cond: Cond = None) -> Tensor:
+        """alpha E[eps | x_t] - sigma E[x | x_t], Salimans and Ho's v."""
+        return self._predict("v", x_t, t, cond)
+
+    def _predict(self, name: str, x_t: Tensor, t: float | Tensor, cond: Cond) -> Tensor:
+        _checks.batch("x_t", x_t, finite=False)
+        if name == "score":
+            self.needs_score("This query")
+        if name == self.predicts:
+            return cast(Tensor, self(x_t, t, cond))
+        x = x_t.to(torch.promote_types(x_t.dtype, torch.float32))
+        t = self.path.checked_times(batch_of_times(t, x))
+        alpha, sigma = self.path.alpha(t), self.path.sigma(t)
+        if self.exact:  # its score exists at clean data too, as the limit
+            sigma = torch.clamp(sigma, min=1e-30)
+        r = alpha + sigma
+        if len(x) and t.device.type == "cpu":
+            self.covers(float((sigma / r).min()), float((sigma / r).max()), slack=1e-6)
+        a, b, k = prediction_row(name, self.path, t, alpha, sigma)
+        c, d = a / k, b / k
+        if t.device.type == "cpu" and not bool((torch.isfinite(c) & torch.isfinite(d)).all()):
+            wrong = float(t[~(torch.isfinite(c) & torch.isfinite(d))][0])
+            raise ValueError(f"The {name} is infinite at t = {wrong:g} on {self.path!r}; ask for it inside the path.")
+        query = self.plan(x, sigma / r, t, c, d).rows(slice(None), x)
+        return self.estimate(x / like(r, x), query, _checks.network_arguments(_checks.conditions(cond))).to(x_t.dtype)

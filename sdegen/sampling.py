@@ -116,9 +116,10 @@ def sample(
         start = _checks.batch("x_T", x_T).to(device, dtype)
         if tuple(start.shape) != shape:
             raise ValueError(f"x_T must have the shape of the samples, {shape}, and it has {tuple(start.shape)}.")
-    options = (_network_arguments(cond), _checked_noise(noise, solver), generator, False, progress)
+    received, noise = _network_arguments(cond), _checked_noise(noise, solver)
     with evaluating(model):
-        problem = Problem(model, straight(model, start, ends[0]), *ends, *options)
+        y = straight(model, start, ends[0])
+        problem = Problem(model, y, *ends, received, noise, generator, progress=progress)
         result = solver.run(problem) if len(start) else _empty(problem)
         return (scale_at(model, result.u[-1]) * result.y).to(dtype)
 
@@ -208,9 +209,10 @@ def solve(
     _checks.choice("end", to, ("data", "noise"))
     ends = interval(model, to, u, solver.span)
     _checks.generators(generator, len(x), x.device)
-    options = (_network_arguments(cond), _checked_noise(noise, solver), generator, trajectory, progress)
+    received, noise = _network_arguments(cond), _checked_noise(noise, solver)
     with evaluating(model):
-        problem = Problem(model, straight(model, x, ends[0]), *ends, *options)
+        y = straight(model, x, ends[0])
+        problem = Problem(model, y, *ends, received, noise, generator, trajectory, progress)
         return _solution(model, solver.run(problem) if len(x) else _empty(problem), x.dtype)
 
 

@@ -92,8 +92,10 @@ def log_prob(
         y = straight(model, x, ends[0])
         if not len(x):
             return y.new_empty(0)
-        problem = Problem(model, y, *ends, _checks.network_arguments(cond), probes=draw_probes(y, probes, generator))
-        problem.chunk = products_at_once(model, y, ends, cond, len(problem.probes))
+        vectors = draw_probes(y, probes, generator)
+        chunk = products_at_once(model, y, ends, cond, len(vectors))
+        received = _checks.network_arguments(cond)
+        problem = Problem(model, y, *ends, received, probes=vectors, chunk=chunk)
         result = solver.run(problem)
         if result.divergence is None:
             raise ValueError(f"{solver!r} solves the ODE without its density: its Result has no divergence.")

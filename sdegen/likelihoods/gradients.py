@@ -126,8 +126,8 @@ def _looked_at(look: _Look, probes: int) -> int:
     steps = steps if look.repeatable else steps[:1]
     scale = max(1.0, float(y.square().mean().sqrt()))
     moves = [scale * h * z for h in steps]
-    forward = look.ask(torch.cat([y + move for move in moves] + [y] * look.repeatable)).unflatten(0, (-1, len(y)))
-    backward = look.ask(torch.cat([y - move for move in moves])).unflatten(0, (-1, len(y)))
+    forward = look.ask(torch.cat([y + move for move in moves] + [y] * look.repeatable)).reshape(-1, *y.shape)
+    backward = look.ask(torch.cat([y - move for move in moves])).reshape(-1, *y.shape)
     if look.repeatable and bool((forward[-1] - value).abs().sum() > 0.01 * value.abs().sum()):
         raise ValueError(
             "The network gives two different answers to one question: is there dropout that eval() misses?"

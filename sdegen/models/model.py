@@ -33,6 +33,8 @@ class ScoreModel(Model):
     network call. Raises TypeError or ValueError if the path, the name or the network's output is not as described.
     """
 
+    predicts: str
+
     def __init__(
         self,
         net: Callable[..., Tensor],

@@ -15,9 +15,11 @@ In straight coordinates, with q = u_s (1-u_t) / (u_t (1-u_s)), so that 1 - q = (
 "posterior" is the exact solution of the reverse SDE with x_hat frozen over the step, and DDIM at eta = 1 where the path
 starts at clean data; DDIM at eta = 0 is the Euler step of the ODE dy/du = eps_hat - x_hat.
 
-Denoising Diffusion Probabilistic Models, Ho et al., 2020, arXiv:2006.11239; Denoising Diffusion Implicit Models,
-Song et al., 2021, arXiv:2010.02502; Improved Denoising Diffusion Probabilistic Models, Nichol and Dhariwal, 2021,
-arXiv:2102.09672 ("learned"); Analytic-DPM, Bao et al., 2022, arXiv:2201.06503 ("optimal").
+References:
+    Denoising Diffusion Probabilistic Models, Ho et al., 2020, arXiv:2006.11239.
+    Denoising Diffusion Implicit Models, Song et al., 2021, arXiv:2010.02502.
+    Improved Denoising Diffusion Probabilistic Models, Nichol and Dhariwal, 2021, arXiv:2102.09672 ("learned").
+    Analytic-DPM, Bao et al., 2022, arXiv:2201.06503 ("optimal").
 """
 
 from __future__ import annotations
@@ -115,7 +117,7 @@ class _ChainSolver(Solver):
         if grid is None and (u_to, u_from) == path.ends:
             grid = PowerGrid(1, "t") if steps == path.steps else PowerGrid(2)
         elif grid is None:
-            grid = PowerGrid(2) if self.steps else _own_knots(path, u_from, u_to)
+            grid = PowerGrid(2) if self.steps else _own_knots(path, steps, u_from, u_to)
             steps = steps_on(grid, steps) or 0
         return Chain.on(path, *knots(grid, path, u_from, u_to, steps))
 
@@ -124,15 +126,25 @@ class _ChainSolver(Solver):
 class Ancestral(_ChainSolver):
     """The DDPM chain (Algorithm 2 of Ho et al.) on any path, one network call a step.
 
-    steps:    number of steps; may be left out on a `DDPM` path (all of them) or with a tensor `grid`.
-    variance: "beta" or "posterior"; "optimal", estimated at every step from the batch at hand, whose samples then
-              depend on each other; "learned", by a network that `learns_variance`; or a tensor (steps,) of variances
-              of x_s, such as `optimal_variance` gives, in the order of the betas: [0] is the step that ends at the
-              data, which adds no noise.
-    grid:     a PowerGrid or a float64 tensor of steps + 1 values of u; by default a `DDPM` path's own grid when all its
-              steps are taken (or, with `u=` and no steps, those inside it), and PowerGrid(2) otherwise.
+    x_s = c_t x_t + c_x x_hat + std z, and no noise in the step that ends at the data. On `VESDE`, whose data end is
+    not clean, that last mean is the data estimate blended with what is left of the noise at sigma_min: the denoised
+    samples of score_sde's VE are `model.data(x, path.t_data)`.
 
-    Raises TypeError or ValueError for options that are wrong or do not fit together.
+    Args:
+        steps: number of steps; may be left out on a `DDPM` path (all of them) or with a tensor `grid`.
+        variance: "beta" or "posterior"; "optimal", estimated at every step from the batch at hand, whose samples then
+            depend on each other; "learned", by a network that `learns_variance`; or a tensor (steps,) of variances of
+            x_s, such as `optimal_variance` gives, in the order of the betas: [0] is the step that ends at the data.
+        grid: a PowerGrid or a float64 tensor of steps + 1 values of u, such as `path.respaced(50)`; by default a `DDPM`
+            path's own grid when all its steps are taken (or, with `u=` and no steps, those inside it), and PowerGrid(2)
+            otherwise.
+
+    Raises:
+        TypeError: an option of another type.
+        ValueError: options that are wrong or do not fit together.
+
+    References:
+        Denoising Diffusion Probabilistic Models, Ho et al., 2020, arXiv:2006.11239.
     """
 
     _: KW_ONLY
@@ -169,7 +181,7 @@ class Ancestral(_ChainSolver):
             return (_optimal if self.variance == "optimal" else _learned)(problem, chain)
         model, cond = problem.model, problem.cond
         queries = model.plan(problem.y, chain.u[:-1], chain.t[:-1], chain.add, torch.zeros_like(chain.add), chain.keep)
-        std = [*self.variances(chain).sqrt().to(problem.y).unbind(0)]
+        std: list[Tensor | None] = [*self.variances(chain).sqrt().to(problem.y).unbind(0)]
         if _reaches_data(problem):
             std[-1] = None
         return lambda k, y, ask: (model.estimate(y, queries[k], cond), std[k])
@@ -179,12 +191,18 @@ class Ancestral(_ChainSolver):
 class DDIM(_ChainSolver):
     """Denoising diffusion implicit models on any path, one network call a step; deterministic at eta = 0.
 
-    steps: number of steps; may be left out on a `DDPM` path (all of them) or with a tensor `grid`.
-    eta:   in [0, 1]: 0 is the Euler step of the ODE in straight coordinates, 1 is Ancestral(variance="posterior") on
-           every path that starts at clean data; on others Ancestral leaves out the last step's noise, DDIM does not.
-    grid:  as in `Ancestral`.
+    Args:
+        steps: number of steps; may be left out on a `DDPM` path (all of them) or with a tensor `grid`.
+        eta: in [0, 1]: 0 is the Euler step of the ODE in straight coordinates, 1 is Ancestral(variance="posterior") on
+            every path that starts at clean data; on others Ancestral leaves out the last step's noise, DDIM does not.
+        grid: as in `Ancestral`.
 
-    Song et al., 2021, arXiv:2010.02502. Raises TypeError or ValueError for options that are wrong.
+    Raises:
+        TypeError: an option of another type.
+        ValueError: options that are wrong or do not fit together.
+
+    References:
+        Denoising Diffusion Implicit Models, Song et al., 2021, arXiv:2010.02502.
     """
 
     _: KW_ONLY
@@ -209,9 +227,9 @@ def _reaches_data(problem: Problem) -> bool:
     return problem.u_to == problem.model.path.ends[0]
 
 
-def _own_knots(path: GaussianPath, u_from: float, u_to: float) -> Tensor:
+def _own_knots(path: GaussianPath, steps: int, u_from: float, u_to: float) -> Tensor:
     """The knots of a path's own chain between two clocks, and these."""
-    fraction = torch.arange(path.steps, -1, -1, dtype=torch.float64) / path.steps
+    fraction = torch.arange(steps, -1, -1, dtype=torch.float64) / steps
     u = path.clock(path.t_data + (path.t_noise - path.t_data) * fraction)
     inside = u[(u < u_from - 1e-12) & (u > u_to + 1e-12)]
     return torch.cat([u.new_tensor([u_from]), inside, u.new_tensor([u_to])])
@@ -240,10 +258,11 @@ def _learned(problem: Problem, chain: Chain) -> Step:
 
 
 def _optimal(problem: Problem, chain: Chain) -> Step:
-    """With the exact model E|x - x_hat|^2 / d = (u_t / (1-u_t))^2 (1 - E|eps_hat|^2 / d), E over the batch at hand.
+    """The variance of the true reverse step, with the mean squared error of x_hat read off the batch.
 
-    Near pure noise that is nearly infinite times nearly zero: where the batch's sampling error would exceed a tenth of
-    u^2 / ((1-u)^2 + u^2), the value for data of variance one, that value is taken instead.
+    For the exact model E|x - x_hat|^2 / d = (u_t / (1-u_t))^2 (1 - E|eps_hat|^2 / d), and the batch mean stands for E.
+    Near pure noise the first factor is huge and the second, which is estimated, nearly 0: as long as the sampling error
+    of their product exceeds a tenth of u^2 / ((1-u)^2 + u^2), its value for data of variance one, that value is taken.
     """
     if isinstance(problem.generator, (list, tuple)):
         raise ValueError(

@@ -13,8 +13,12 @@ import torch
 from torch import Tensor
 from torchsde import BrownianInterval
 
+from sdegen._shapes import first_generator
 from sdegen.solvers.base import Problem
 from sdegen.solvers.noise import normals_of_step
+
+Increment = Tensor | tuple[Tensor, Tensor | None]
+"""W, or W with the area that a method asks for."""
 
 
 class Increments:
@@ -32,7 +36,7 @@ class Increments:
         self._pair = levy_area == "space-time"
         self._normals = normals_of_step(problem.y, problem.noise, problem.generator, steps, pair=self._pair)
 
-    def __call__(self, ta: Tensor, tb: Tensor, return_U: bool = False, return_A: bool = False) -> Tensor | tuple:
+    def __call__(self, ta: Tensor, tb: Tensor, return_U: bool = False, return_A: bool = False) -> Increment:
         """W over [ta, tb], with U or A (None: it multiplies zero for additive noise) where a method asks for them."""
         self.step = int(ta)
         z = self._normals(self.step)
@@ -55,7 +59,7 @@ class AdaptiveBrownian:
         y = problem.y
         self.shape = (len(y), y[:1].numel() if diagonal else 0)  # see Increments
         self.levy_area_approximation = levy_area
-        coin = problem.generator
+        coin = first_generator(problem.generator)
         entropy = torch.randint(2**31 - 1, (), generator=coin, device=coin.device if coin is not None else None)
         self._tree = BrownianInterval(
             0.0,
@@ -72,14 +76,15 @@ class AdaptiveBrownian:
         self._max_steps = max_steps
         self._queries = 0
 
-    def __call__(self, ta: Tensor, tb: Tensor, return_U: bool = False, return_A: bool = False) -> Tensor | tuple:
+    def __call__(self, ta: Tensor, tb: Tensor, return_U: bool = False, return_A: bool = False) -> Increment:
         """As the tree, without the Levy area A."""
         if self._queries % 3 == 0:
             self._begin(float(ta), float(tb))
         self._queries += 1
         if return_U:
-            return self._tree(ta, tb, return_U=True)
-        W = self._tree(ta, tb)
+            pair: tuple[Tensor, Tensor] = self._tree(ta, tb, return_U=True)
+            return pair
+        W: Tensor = self._tree(ta, tb)
         return (W, None) if return_A else W
 
     def _begin(self, start: float, end: float) -> None:

@@ -11,6 +11,7 @@ References:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -55,7 +56,7 @@ def draw_probes(y: Tensor, trace: Hutchinson | None, generator: Generators) -> T
     if trace is None:
         return torch.eye(d, dtype=y.dtype, device=y.device)[:, None].expand(d, B, d)
     z = signs((B, trace.probes, d), generator, y.dtype, y.device)
-    return z.transpose(0, 1) / trace.probes**0.5
+    return z.transpose(0, 1) / math.sqrt(trace.probes)
 
 
 def drift_and_divergence(
@@ -70,7 +71,7 @@ def drift_and_divergence(
         value = model.estimate(y, query, cond)
     divergence = torch.zeros(len(y), dtype=y.dtype, device=y.device)
     for start in range(0, len(probes), chunk):
-        z = probes[start : start + chunk].unflatten(2, y.shape[1:])
+        z = probes[start : start + chunk].reshape(-1, *y.shape)
         last = start + chunk >= len(probes)
         if chunk == 1:
             (product,) = torch.autograd.grad(value, y, z[0], retain_graph=not last)

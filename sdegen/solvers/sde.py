@@ -70,15 +70,26 @@ SDE_METHODS = {
 class SDESolver(Solver):
     """Integrate the reverse SDE with torchsde.
 
-    method:   "euler", "milstein", "euler_heun", "srk", "midpoint", "heun", "log_ode" or "reversible_heun".
-    steps:    number of steps; may be left out with a tensor `grid`, must be with `adaptive`.
-    eta:      noise level, at least 0: 1 is Anderson's reverse SDE (up to u = 0.9), 0 the probability-flow ODE.
-    w:        a callable u -> w(u) on float64 tensors, instead of `eta`.
-    grid:     a PowerGrid, by default PowerGrid(2), or a float64 tensor of steps + 1 values of u.
-    adaptive: let torchsde choose the steps, with tolerances `rtol` and `atol` (1e-2 by default) on y. One step size
-              serves the whole batch, so a sample depends on its batch-mates.
+    dy = [eps_hat - x_hat + w^2 eps_hat / (2u)] du + w dW in straight coordinates y = x_t/r, u falling; every w(u) >= 0
+    keeps every marginal.
 
-    Raises TypeError or ValueError for options that are wrong or do not fit together.
+    Args:
+        method: "euler", "milstein", "euler_heun", "srk", "midpoint", "heun", "log_ode" or "reversible_heun".
+        steps: number of steps; may be left out with a tensor `grid`, must be with `adaptive`.
+        eta: noise level, at least 0: 1 is Anderson's reverse SDE (up to u = 0.9), 0 the probability-flow ODE.
+        w: a callable u -> w(u) on float64 tensors, instead of `eta`.
+        grid: a PowerGrid, by default PowerGrid(2), or a float64 tensor of steps + 1 values of u.
+        adaptive: let torchsde choose the steps. One step size serves the whole batch, so a sample depends on its
+            batch-mates.
+        rtol: relative tolerance on y of adaptive steps, by default 1e-2.
+        atol: absolute tolerance on y of adaptive steps, by default 1e-2.
+
+    Raises:
+        TypeError: an option of another type.
+        ValueError: options that are wrong or do not fit together.
+
+    References:
+        Scalable Gradients for Stochastic Differential Equations, Li et al., 2020, arXiv:2001.01328.
     """
 
     method: str = "euler"
@@ -266,8 +277,8 @@ class _FixedSteps(_RightHandSide):
         """See `_RightHandSide`."""
         y = self.problem.y
         states = [state.view_as(y) for state in out] if self.problem.trajectory else []
-        times, cost = self._known.tolist(), {"calls": self.calls, "accepted": self.total or 0}
-        return Result(out[-1].view_as(y), self._clocks, states, times, **cost)
+        times, end = self._known.tolist(), out[-1].view_as(y)
+        return Result(end, self._clocks, states, times, calls=self.calls, accepted=self.total or 0)
 
 
 class _AnyTime(_RightHandSide):

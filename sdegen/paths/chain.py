@@ -279,19 +279,8 @@ class DDPM(VariancePreserving):
 
 
 def _checked_betas(betas: object) -> Tensor:
-    """`betas` as a float64 tensor (K,) of its own on the CPU, after a TypeError or ValueError unless they are betas.
-
-    A list is read in float64, whatever torch's default dtype is: 1e-4 stays 1e-4.
-    """
-    try:
-        table = torch.as_tensor(betas).detach().to("cpu")
-        if table.is_floating_point():
-            table = torch.as_tensor(betas, dtype=torch.float64, device="cpu").detach().clone()
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"betas must be numbers in a tensor, array or list, and they are {betas!r}.") from error
-    if table.is_complex() or table.dtype is torch.bool:
-        raise TypeError(f"betas must be real numbers, and they have dtype {table.dtype}.")
-    table = table.double()
+    """`betas` as a float64 tensor (K,) on the CPU, after a TypeError or ValueError unless they are betas."""
+    table = _checks.numbers("betas", betas)[0].to("cpu")
     if table.ndim != 1 or table.numel() == 0:
         raise ValueError(f"betas must be a non-empty 1-D sequence, and it has shape {tuple(table.shape)}.")
     wrong = torch.nonzero(~((table > 0) & (table < 1)))

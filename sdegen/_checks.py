@@ -48,6 +48,21 @@ def choice(name: str, value: object, valid: Iterable[str]) -> str:
     return value
 
 
+def numbers(name: str, value: object) -> tuple[Tensor, torch.dtype]:
+    """Real numbers as a float64 tensor of its own, and the floating dtype they came in, torch's default for a list.
+
+    The numbers of a list never pass through that default: 1e-4 stays 1e-4.
+    """
+    try:
+        given = torch.as_tensor(value)
+        x = given if given.is_complex() else torch.as_tensor(value, dtype=torch.float64).detach().clone()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{name} must be real numbers in a tensor, array or list, and it is {value!r}.") from error
+    if given.is_complex() or given.dtype is torch.bool:
+        raise TypeError(f"{name} must hold real numbers, and they have dtype {given.dtype}.")
+    return x, given.dtype if given.is_floating_point() else torch.get_default_dtype()
+
+
 def batch(name: str, x: object, *, finite: bool = True) -> Tensor:
     """A floating tensor of shape (B, *event) with finite entries."""
     if not isinstance(x, Tensor):

@@ -9,15 +9,6 @@ from torch import Tensor
 
 import sdegen
 
-PATHS = {
-    "vp": sdegen.VPSDE(),
-    "subvp": sdegen.SubVPSDE(),
-    "cosine": sdegen.CosineVPSDE(),
-    "ve": sdegen.VESDE(),
-    "ddpm": sdegen.DDPM(torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)),
-    "condot": sdegen.CondOT(),
-}
-
 
 class OwnVP(sdegen.GaussianPath):
     """VP as a user would write it: only alpha and sigma."""
@@ -39,6 +30,26 @@ class OwnFlow(sdegen.GaussianPath):
 
     def sigma(self, t):
         return torch.sin(0.5 * math.pi * (1 - t))
+
+
+PATHS = {
+    "vp": sdegen.VPSDE(),
+    "subvp": sdegen.SubVPSDE(),
+    "cosine": sdegen.CosineVPSDE(),
+    "ve": sdegen.VESDE(),
+    "ddpm": sdegen.DDPM.linear(1000),
+    "ddpm smooth": sdegen.DDPM.linear(1000, smooth=True),
+    "condot": sdegen.CondOT(),
+    "condot sigma_min": sdegen.CondOT(0.01),
+    "trigonometric": sdegen.Trigonometric(),
+    "own vp": OwnVP(),
+    "own flow": OwnFlow(),
+    "vp retimed": sdegen.Retimed(sdegen.VPSDE(), -1.0, 4.0),
+    "condot retimed": sdegen.Retimed(sdegen.CondOT(), 0.0, 2.5),
+    "ve reversed": sdegen.Retimed(sdegen.VESDE(), 3.0, 1.0),
+}
+"""Every path there is, those of the library and two that a user wrote, in time from data to noise, from noise to data
+and on spans other than 1: a law over paths is a law over all of them."""
 
 
 def ring(std: float = 0.1, radius: float = 1.2) -> sdegen.GaussianMixture:

@@ -12,30 +12,54 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from sdegen import _checks
-from sdegen._shapes import as_time
+from sdegen._shapes import Generators, as_time, normal
 from sdegen.models.base import Model, Query
 from sdegen.paths.gaussian import GaussianPath
 
-Numbers = float | Sequence | Tensor
+Numbers = npt.ArrayLike | Tensor
+
+
+class Components(NamedTuple):
+    """What a mixture is made of, in one dtype and on one device.
+
+    Attributes:
+        log_weights: (K,).
+        means: (K, d).
+        variances: (K, 1) or (K, d), along the axes or along the columns of `rotations`.
+        rotations: orthonormal eigenvectors (K, d, d) of full covariances, None without them.
+    """
+
+    log_weights: Tensor
+    means: Tensor
+    variances: Tensor
+    rotations: Tensor | None
 
 
 class GaussianMixture:
     """sum_i w_i N(m_i, S_i) on events of any shape, with its exact model on any path.
 
-    means:       (K, *event).
-    stds:        a float, (K,) or (K, d) with d values an event: isotropic or diagonal components.
-    weights:     (K,), positive, normalised here; equal by default.
-    covariances: (K, d, d) instead of `stds`, or (d, d) shared by all components.
-
     `.sample(n)`, `.log_prob(x)` in nats, `.model(path)`: exact score and predictions, `.marginal(path, t)`: the law of
-    x_t. Differentiable in x; computes in the dtype and on the device of what it is given.
-    Raises ValueError for shapes that do not match, stds or weights that are not positive, covariances that are not
-    symmetric positive definite.
+    x_t. Differentiable in x; computes in the dtype and on the device of what it is given. Numbers and lists are read
+    in float64; samples have the dtype of the means, torch's default for a list.
+
+    Args:
+        means: (K, *event).
+        stds: a number, (K,) or (K, d) with d values an event: isotropic or diagonal components.
+        weights: (K,), positive, normalised here; equal by default.
+        covariances: (K, d, d) instead of `stds`, or (d, d) shared by all components. What rounding leaves of their
+            asymmetry is averaged away.
+
+    Raises:
+        TypeError: for what is no array of real numbers.
+        ValueError: for shapes that do not match, stds or weights that are not positive, covariances that are not
+            symmetric positive definite.
     """
 
     def __init__(
@@ -46,46 +70,64 @@ class GaussianMixture:
         *,
         covariances: Numbers | None = None,
     ):
-        means = _as_tensor("means", means)
-        if means.ndim < 2 or means.numel() == 0:
-            raise ValueError(f"means must have shape (K, *event), K at least 1, and they have {tuple(means.shape)}.")
-        if (stds is None) == (covariances is None):
-            raise ValueError("Give either stds or covariances, and exactly one of them.")
-        self.event_shape = tuple(means.shape[1:])
-        self.dtype, self.device = means.dtype, means.device
-        self._means = means.flatten(1).double()
+        m, self.dtype = _as_tensor("means", means)
+        if m.ndim < 2 or m.numel() == 0:
+            raise ValueError(f"means must have shape (K, *event), K at least 1, and they have {tuple(m.shape)}.")
+        self.event_shape, self.device = tuple(m.shape[1:]), m.device
+        self._means = m.flatten(1)
         K, d = self._means.shape
-        self._log_weights = _log_weights(weights, K, means.device)
-        self._variances, self._rotations = (
-            (_stds(stds, K, d, means.device) ** 2, None)
-            if covariances is None
-            else _eigen(_as_tensor("covariances", covariances).to(self._means), K, d)
-        )
-        self._cast = {}
+        self._log_weights = _log_weights(weights, K, m.device)
+        self._variances: Tensor
+        self._rotations: Tensor | None = None
+        if stds is not None and covariances is None:
+            self._variances = _stds(stds, K, d, m.device) ** 2
+        elif covariances is not None and stds is None:
+            self._variances, self._rotations = _eigen(covariances, K, d, m.device)
+        else:
+            raise ValueError("Give either stds or covariances, and exactly one of them.")
+        self._cast: dict[tuple[torch.dtype, torch.device], Components] = {}
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({len(self._means)} components, event {self.event_shape})"
 
-    def sample(self, n: int | Sequence[int], generator: torch.Generator | None = None) -> Tensor:
-        """Draw (n, *event) in the dtype and on the device of the means; `n` may also be that whole shape."""
-        if isinstance(n, (tuple, list)):
-            if tuple(n[1:]) != self.event_shape:
-                raise ValueError(f"An event has shape {self.event_shape}, and {tuple(n)} was asked for.")
-            n = n[0]
-        n = _checks.whole("n", n, least=0)
+    def sample(self, n: int | Sequence[int], generator: Generators = None) -> Tensor:
+        """Draws from the mixture, in the dtype and on the device of the means.
+
+        Args:
+            n: how many, or the whole shape (n, *event).
+            generator: a torch.Generator, or one per sample.
+
+        Returns:
+            A tensor (n, *event).
+
+        Raises:
+            TypeError: for a number or generators of another kind.
+            ValueError: for another event, or generators of another number or device.
+        """
+        shape = tuple(n) if isinstance(n, (tuple, list)) else (n, *self.event_shape)
+        if shape[1:] != self.event_shape:
+            raise ValueError(f"An event has shape {self.event_shape}, and {shape} was asked for.")
+        size = _checks.whole("n", shape[0], least=0)
+        _checks.generators(generator, size, self.device)
+        if generator is None or isinstance(generator, torch.Generator):
+            return self._draw(size, generator).reshape(size, *self.event_shape)
+        rows = [self._draw(1, g) for g in generator]
+        return torch.cat([self._draw(0, None), *rows]).reshape(size, *self.event_shape)
+
+    def _draw(self, n: int, generator: torch.Generator | None) -> Tensor:
+        """n samples as rows (n, d), from one generator."""
         _, means, variances, rotations = self._on(self.dtype, self.device)
-        draw = {"generator": generator, "device": self.device}
         weights = self._log_weights.exp()
         which = torch.multinomial(weights, n, True, generator=generator) if n else weights.new_zeros(0).long()
-        z = torch.randn(n, means.shape[1], dtype=self.dtype, **draw) * variances.sqrt().expand_as(means)[which]
+        z = normal((n, means.shape[1]), generator, self.dtype, self.device) * variances.sqrt().expand_as(means)[which]
         if rotations is not None:
             z = torch.einsum("ndj,nj->nd", rotations[which], z)
-        return (means[which] + z).reshape(n, *self.event_shape)
+        return means[which] + z
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Log-density of `x` (B, *event) in nats, shape (B,)."""
         self._check(x)
-        z, variances, log_weights = self._whiten(x, 0.0)
+        z, variances, log_weights = self._whiten(x, x.new_zeros(()))
         return torch.logsumexp(_log_components(z, variances, log_weights), 1)
 
     def model(self, path: GaussianPath) -> Model:
@@ -93,9 +135,26 @@ class GaussianMixture:
         return ExactModel(self, path)
 
     def marginal(self, path: GaussianPath, t: float) -> GaussianMixture:
-        """The law of x_t = alpha x + sigma eps, a mixture again."""
-        t = as_time(t)
-        alpha, sigma = float(path.alpha(t)), float(path.sigma(t))
+        """The law of x_t = alpha x + sigma eps, a mixture again.
+
+        Args:
+            path: a Gaussian path.
+            t: one time of it.
+
+        Returns:
+            sum_i w_i N(alpha m_i, alpha^2 S_i + sigma^2).
+
+        Raises:
+            TypeError: for a path or a time of another kind.
+            ValueError: for a time off the path, more than one, or a path with another source.
+        """
+        _check_path(path)
+        if path.source is not None:
+            raise ValueError(f"With the source of {path!r} the law of x_t is no mixture of Gaussians.")
+        time = path.checked_times(as_time(t))
+        if time.numel() != 1:
+            raise ValueError(f"A marginal belongs to one time t, and t has shape {tuple(time.shape)}.")
+        alpha, sigma = float(path.alpha(time)), float(path.sigma(time))
         law = GaussianMixture.__new__(GaussianMixture)
         law.event_shape, law.dtype, law.device = self.event_shape, self.dtype, self.device
         law._means, law._log_weights, law._rotations = alpha * self._means, self._log_weights, self._rotations
@@ -108,15 +167,19 @@ class GaussianMixture:
         if tuple(x.shape[1:]) != self.event_shape:
             raise ValueError(f"x must have shape (B, {', '.join(map(str, self.event_shape))}), not {tuple(x.shape)}.")
 
-    def _on(self, dtype: torch.dtype, device: torch.device) -> list[Tensor | None]:
-        """log-weights (K,), means (K, d), variances (K, d or 1) and rotations (K, d, d) or None, cast once."""
+    def _on(self, dtype: torch.dtype, device: torch.device) -> Components:
+        """The components in a dtype and on a device, cast once."""
         if (dtype, device) not in self._cast:
-            tables = (self._log_weights, self._means, self._variances, self._rotations)
             with torch.inference_mode(False):  # a table cast inside inference mode would poison later gradients
-                self._cast[dtype, device] = [None if x is None else x.clone().to(device, dtype) for x in tables]
+                self._cast[dtype, device] = Components(
+                    self._log_weights.clone().to(device, dtype),
+                    self._means.clone().to(device, dtype),
+                    self._variances.clone().to(device, dtype),
+                    None if self._rotations is None else self._rotations.clone().to(device, dtype),
+                )
         return self._cast[dtype, device]
 
-    def _whiten(self, y: Tensor, u: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _whiten(self, y: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """y - q m_i in the eigenbasis (B, K, d), V_i (broadcasting against it) and the log-weights."""
         log_weights, means, variances, rotations = self._on(y.dtype, y.device)
         z = y.flatten(1)[:, None] - (1 - u) * means
@@ -128,21 +191,25 @@ class GaussianMixture:
 class Gaussian(GaussianMixture):
     """N(mean, std^2 I), N(mean, diag std^2) or N(mean, covariance): a mixture of one.
 
-    mean: (*event). std: a float or (d,). covariance: (d, d).
+    Args:
+        mean: (*event).
+        std: a number or (d,).
+        covariance: (d, d), instead of `std`.
+
+    Raises:
+        TypeError: as in `GaussianMixture`.
+        ValueError: as in `GaussianMixture`, and for a mean that is a number.
     """
 
     def __init__(self, mean: Numbers, std: Numbers | None = None, *, covariance: Numbers | None = None):
-        mean = _as_tensor("mean", mean)
-        if mean.ndim == 0:
-            raise ValueError(
-                f"mean must have the shape of one event, such as (d,), and it is the scalar {float(mean)}."
-            )
+        m, dtype = _as_tensor("mean", mean)
+        if m.ndim == 0:
+            raise ValueError(f"mean must have the shape of one event, such as (d,), and it is the scalar {float(m)}.")
         if std is not None:
-            std = _as_tensor("std", std)
-            std = std if std.ndim == 0 else std[None]
-        if covariance is not None:
-            covariance = _as_tensor("covariance", covariance)[None]
-        super().__init__(mean[None], std, covariances=covariance)
+            s, _ = _as_tensor("std", std)
+            std = s if s.ndim == 0 else s[None]
+        super().__init__(m[None], std, covariances=covariance)
+        self.dtype = dtype
 
     @property
     def mean(self) -> Tensor:
@@ -167,8 +234,7 @@ class ExactModel(Model):
 
     def __init__(self, mixture: GaussianMixture, path: GaussianPath):
         super().__init__()
-        if not isinstance(path, GaussianPath):
-            raise TypeError(f"path must be a GaussianPath such as VPSDE(), and it is {path!r}.")
+        _check_path(path)
         if not path.has_score:
             raise ValueError(f"The exact model is that of data and independent Gaussian noise, which {path!r} is not.")
         self.mixture = mixture
@@ -216,21 +282,25 @@ def _log_components(z: Tensor, variances: Tensor, log_weights: Tensor) -> Tensor
     return log_weights - 0.5 * (square + log_det)
 
 
-def _as_tensor(name: str, value: Numbers) -> Tensor:
-    x = torch.as_tensor(value)
-    if not x.is_floating_point():
-        if x.is_complex() or x.dtype is torch.bool:
-            raise TypeError(f"{name} must hold real numbers, and they have dtype {x.dtype}.")
-        x = x.to(torch.get_default_dtype())
+def _check_path(path: object) -> None:
+    """A TypeError unless `path` is one."""
+    if not isinstance(path, GaussianPath):
+        raise TypeError(f"path must be a GaussianPath such as VPSDE(), and it is {path!r}.")
+
+
+def _as_tensor(name: str, value: Numbers) -> tuple[Tensor, torch.dtype]:
+    """The finite numbers in `value`, in float64, and the floating dtype they came in."""
+    x, dtype = _checks.numbers(name, value)
     if not torch.isfinite(x).all():
         raise ValueError(f"{name} must be finite, and they are {x.tolist()}.")
-    return x.detach()
+    return x, dtype
 
 
 def _log_weights(weights: Numbers | None, K: int, device: torch.device) -> Tensor:
+    """Logarithms of the normalised weights, (K,)."""
     if weights is None:
         return torch.full((K,), -math.log(K), dtype=torch.float64, device=device)
-    w = _as_tensor("weights", weights).to(device, torch.float64)
+    w = _as_tensor("weights", weights)[0].to(device)
     if w.shape != (K,) or not (w > 0).all():
         raise ValueError(f"weights must be {K} positive numbers, and they are {w.tolist()}.")
     return torch.log(w / w.sum())
@@ -238,20 +308,26 @@ def _log_weights(weights: Numbers | None, K: int, device: torch.device) -> Tenso
 
 def _stds(stds: Numbers, K: int, d: int, device: torch.device) -> Tensor:
     """Standard deviations of shape (K, 1) or (K, d)."""
-    s = _as_tensor("stds", stds).to(device, torch.float64)
+    s = _as_tensor("stds", stds)[0].to(device)
     if s.shape not in ((), (K,), (K, d)) or not (s > 0).all():
         raise ValueError(f"stds must be positive and have shape (), ({K},) or ({K}, {d}), and they are {s.tolist()}.")
     return s if s.ndim == 2 else s.expand(K)[:, None]
 
 
-def _eigen(covariances: Tensor, K: int, d: int) -> tuple[Tensor, Tensor]:
+def _eigen(covariances: Numbers, K: int, d: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Eigenvalues (K, d) and orthonormal eigenvectors (K, d, d) of covariances (d, d) or (K, d, d)."""
-    if covariances.shape[-2:] != (d, d) or covariances.shape[:-2] not in ((), (K,)):
-        raise ValueError(f"covariances must have shape ({K}, {d}, {d}) or ({d}, {d}), not {tuple(covariances.shape)}.")
-    values, vectors = torch.linalg.eigh(covariances.expand(K, d, d))
-    symmetric = torch.allclose(covariances, covariances.mT, rtol=1e-6, atol=1e-12)
-    if not symmetric or not (values > 0).all():
+    S, dtype = _as_tensor("covariances", covariances)
+    if S.shape[-2:] != (d, d) or S.shape[:-2] not in ((), (K,)):
+        raise ValueError(f"covariances must have shape ({K}, {d}, {d}) or ({d}, {d}), not {tuple(S.shape)}.")
+    rounding = max(1e-6, torch.finfo(dtype).eps ** 0.5)  # half the digits: an inverse loses many
+    apart = (S - S.mT).abs()
+    if not float(apart.max()) <= rounding * float(S.abs().max()):
+        *_, i, j = torch.unravel_index(apart.argmax(), apart.shape)
         raise ValueError(
-            f"covariances must be symmetric positive definite; the least eigenvalue is {values.min():.3g}."
+            f"covariances must be symmetric, and the entries [{i}, {j}] and [{j}, {i}] of one differ by "
+            f"{float(apart.max()):.3g}, where its largest entry is {float(S.abs().max()):.3g}."
         )
+    values, vectors = torch.linalg.eigh(0.5 * (S + S.mT).to(device).expand(K, d, d))
+    if not (values > 0).all():
+        raise ValueError(f"covariances must be positive definite, and the least eigenvalue is {values.min():.3g}.")
     return values, vectors

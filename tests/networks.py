@@ -29,18 +29,20 @@ def blank_mlp() -> MLP:
     return MLP(2, hidden=64, depth=3)
 
 
-def digits_unet() -> sdegen.ScoreModel:
+def digits_unet(folder: Path = FOLDER) -> sdegen.ScoreModel:
     """eps on VPSDE for dequantised digits, with `cond={"label": ...}` or without: one step in eight saw no label."""
-    return sdegen.ScoreModel(_trained(blank_unet, "digits_unet"), sdegen.VPSDE(), predicts="eps").eval()
+    net = _trained(blank_unet, folder / "digits_unet.safetensors")
+    return sdegen.ScoreModel(net, sdegen.VPSDE(), predicts="eps").eval()
 
 
-def plane_mlp() -> sdegen.ScoreModel:
+def plane_mlp(folder: Path = FOLDER) -> sdegen.ScoreModel:
     """v on VPSDE for `sdegen.datasets.two_moons`."""
-    return sdegen.ScoreModel(_trained(blank_mlp, "plane_mlp"), sdegen.VPSDE(), predicts="v").eval()
+    net = _trained(blank_mlp, folder / "plane_mlp.safetensors")
+    return sdegen.ScoreModel(net, sdegen.VPSDE(), predicts="v").eval()
 
 
-def _trained(blank: Callable[[], nn.Module], name: str) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
+def _trained(blank: Callable[[], nn.Module], weights: Path) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):  # the first weights are drawn, and thrown away
         net = blank()
-    net.load_state_dict(load_file(FOLDER / f"{name}.safetensors"))
+    net.load_state_dict(load_file(weights))
     return net.requires_grad_(False)

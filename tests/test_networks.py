@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import runpy
 
+import pytest
 import torch
 from networks import FOLDER, digits_unet, plane_mlp
 from torch import Tensor
@@ -22,14 +24,14 @@ def log_prob_of_moons(x: Tensor, std: float = 0.05, points: int = 4000) -> Tenso
     return exponents.logsumexp(1) - math.log(2 * points * 2 * math.pi * std**2)
 
 
-def test_the_plane_mlp_knows_its_moons():
+def check_plane(model: sdegen.ScoreModel) -> None:
     """KL(data | model), from held-out points and the exact density, is a few hundredths of a nat (0.011 measured)."""
     x = two_moons(400)
-    lost = log_prob_of_moons(x) - sdegen.log_prob(plane_mlp(), x, sdegen.ODESolver("dopri5", rtol=1e-4))
+    lost = log_prob_of_moons(x) - sdegen.log_prob(model, x, sdegen.ODESolver("dopri5", rtol=1e-4))
     assert -0.03 < lost.mean() < 0.05
 
 
-def test_the_digits_unet_codes_held_out_digits():
+def check_digits(model: sdegen.ScoreModel) -> None:
     """Below a fitted Gaussian by half a bit and more (1.94 to 2.94 measured), and the label is worth something."""
     seen, (images, labels) = dequantise(digits("train")[0]), digits("test")
     gaussian = sdegen.Gaussian(seen.mean(0), covariance=torch.cov(seen.flatten(1).T))
@@ -39,12 +41,29 @@ def test_the_digits_unet_codes_held_out_digits():
     def bits(cond: dict[str, Tensor] | None) -> Tensor:
         probes, draws = sdegen.Hutchinson(4), torch.Generator().manual_seed(0)
         solver = sdegen.ODESolver("rk4", steps=4)
-        logp = sdegen.log_prob(digits_unet(), x, solver, trace=probes, generator=draws, cond=cond)
+        logp = sdegen.log_prob(model, x, solver, trace=probes, generator=draws, cond=cond)
         return bits_per_dim(logp, x.shape[1:]).mean()
 
     unlabelled = bits(None)
     assert unlabelled < bits_per_dim(gaussian.log_prob(x), x.shape[1:]).mean() - 0.5
     assert bits({"label": label}) < unlabelled - 0.03
+
+
+def test_the_plane_mlp_knows_its_moons():
+    check_plane(plane_mlp())
+
+
+def test_the_digits_unet_codes_held_out_digits():
+    check_digits(digits_unet())
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("name", ["plane", "digits"])
+def test_the_script_still_trains_networks_as_good(name, tmp_path):
+    torch.set_default_dtype(torch.float32)
+    runpy.run_path(str(FOLDER / "train.py"))[f"train_{name}"](tmp_path)
+    torch.set_default_dtype(torch.float64)
+    check_plane(plane_mlp(tmp_path)) if name == "plane" else check_digits(digits_unet(tmp_path))
 
 
 def test_the_networks_are_the_same_every_time_and_draw_nothing():

@@ -8,6 +8,7 @@ Prints what became of them: bits/dim of held-out digits and nats of held-out moo
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -41,13 +42,7 @@ def train(model: sdegen.ScoreModel, batch: Batch, steps: int, rate: float) -> sd
     return average.module
 
 
-def save(model: sdegen.ScoreModel, name: str) -> None:
-    """The network's weights alone, by name."""
-    weights = {key: value.detach().clone().contiguous() for key, value in model.net.state_dict().items()}
-    save_file(weights, FOLDER / f"{name}.safetensors")
-
-
-def train_digits() -> None:
+def train_digits(folder: Path) -> None:
     """The U-Net: eps on VPSDE, dequantised digits with their labels, every eighth step without."""
     torch.manual_seed(0)
     images, labels = digits("train")
@@ -58,15 +53,17 @@ def train_digits() -> None:
 
     print("digits U-Net")
     model = sdegen.ScoreModel(blank_unet(), sdegen.VPSDE(), predicts="eps")
-    save(train(model, batch, 8000, 6e-3), "digits_unet")
+    model = train(model, batch, 8000, 6e-3)
+    save_file(model.net.state_dict(), folder / "digits_unet.safetensors")
 
 
-def train_plane() -> None:
+def train_plane(folder: Path) -> None:
     """The MLP: v on VPSDE, fresh points of two moons in every step."""
     torch.manual_seed(0)
     print("plane MLP")
     model = sdegen.ScoreModel(blank_mlp(), sdegen.VPSDE(), predicts="v")
-    save(train(model, lambda step: (two_moons(512), None), 15_000, 4e-3), "plane_mlp")
+    model = train(model, lambda step: (two_moons(512), None), 15_000, 4e-3)
+    save_file(model.net.state_dict(), folder / "plane_mlp.safetensors")
 
 
 def report() -> None:
@@ -92,6 +89,6 @@ def fitted(x: Tensor) -> sdegen.Gaussian:
 
 
 if __name__ == "__main__":
-    train_plane()
-    train_digits()
+    train_plane(FOLDER)
+    train_digits(FOLDER)
     report()

@@ -2,11 +2,21 @@ from __future__ import annotations
 
 import os
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # one thread per worker: before torch and NumPy are imported
+os.environ.setdefault("MPLBACKEND", "Agg")
+
 import pytest
 import torch
 
-os.environ.setdefault("MPLBACKEND", "Agg")
 torch.set_num_threads(1)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Nightly tests are slow ones too, so that -m "not slow" leaves both out."""
+    for item in items:
+        if item.get_closest_marker("nightly"):
+            item.add_marker("slow")
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,181 @@
+"""A user's script that names everything sdegen exports, on tiny inputs: mypy --strict reads it, and a test runs it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+import sdegen
+from sdegen.datasets import bits_per_dim, dequantise, digits, two_moons
+from sdegen.interop import Adapted, from_flow_matching, from_torchcfm
+from sdegen.nets import MLP, UNet
+
+
+class Mine(sdegen.GaussianPath):
+    """A path of my own: VPSDE with a constant beta of 8."""
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.exp(-4 * t)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return torch.sqrt(-torch.expm1(-8 * t))
+
+
+class TwoHeads(nn.Module):
+    """A network that also answers for its variance: twice the channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = MLP(4, hidden=8, depth=1)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        answer: Tensor = self.net(torch.cat([x, x], 1), t)
+        return answer
+
+
+def paths() -> list[sdegen.GaussianPath]:
+    """Every path, and what a path answers."""
+    betas = torch.linspace(1e-3, 0.3, 8)
+    diffusions = [sdegen.VPSDE(), sdegen.SubVPSDE(), sdegen.VESDE(), sdegen.CosineVPSDE(), sdegen.DDPM(betas), Mine()]
+    flows = [sdegen.CondOT(), sdegen.Trigonometric(), sdegen.Retimed(sdegen.CondOT(), 0.0, 1.0)]
+    for path in [*diffusions, *flows]:
+        x_t, eps = path.perturb(torch.randn(4, 2), 0.5)
+        u: Tensor | float = path.clock(torch.tensor(0.5))
+        drift: Tensor = path.drift(x_t, 0.5)
+        assert x_t.shape == eps.shape == drift.shape
+        assert float(u) > 0
+    return [*diffusions, *flows]
+
+
+def exact() -> None:
+    """Closed forms: densities, samples, models on any path."""
+    mixture = sdegen.GaussianMixture(torch.tensor([[0.0, 0.0], [1.0, 1.0]]), 0.3, [0.5, 0.5])
+    gaussian = sdegen.Gaussian([0.0, 1.0], covariance=torch.eye(2))
+    for path in paths():
+        model: sdegen.Model = mixture.model(path)
+        score: Tensor = model.score(mixture.sample(4), 0.5)
+        assert bool(score.isfinite().all())
+    path = sdegen.DDPM.linear(8)
+    x = gaussian.sample(4)
+    form: sdegen.EntropyForm = sdegen.entropy_form(gaussian.model(path), gaussian, x)
+    total: float = form.total
+    assert math.isfinite(total)
+
+
+def train(model: sdegen.ScoreModel, x: Tensor) -> None:
+    """Losses with every weighting, every times and every coupling that is independent."""
+    optimiser = torch.optim.Adam(model.parameters(), 1e-3)
+    loss: Tensor = sdegen.loss(model, x)
+    loss = loss + sdegen.loss(model, x, weighting=sdegen.MinSNR(), times=sdegen.UniformTimes())
+    loss = loss + sdegen.loss(model, x, weighting=sdegen.LikelihoodWeighting(), times=sdegen.LikelihoodTimes())
+    loss = loss + sdegen.loss(model, x, times=sdegen.LowDiscrepancyTimes(), coupling=sdegen.Independent())
+    loss = loss + sdegen.loss(model, x, times=sdegen.ChainTimes(8), generator=torch.Generator().manual_seed(0))
+    optimiser.zero_grad()
+    loss.backward()
+    optimiser.step()
+
+
+def sample(model: sdegen.ScoreModel) -> None:
+    """Every solver; the ODE both ways; a solve with everything it returns."""
+    shape, grid = (4, 2), sdegen.PowerGrid(2)
+    x: Tensor = sdegen.sample(model, shape, sdegen.SDESolver("euler", 4), generator=torch.Generator().manual_seed(0))
+    x = sdegen.sample(model, shape, sdegen.SDESolver("srk", 4, grid=grid, w=lambda u: (2 * u).sqrt()))
+    x = sdegen.sample(model, shape, sdegen.ODESolver("dopri5", rtol=1e-2), u=(0.9, 0.0), x_T=torch.randn(shape))
+    x = sdegen.sample(model, shape, sdegen.Ancestral(4))
+    x = sdegen.sample(model, shape, sdegen.DDIM(4, eta=0.5))
+    ode = sdegen.ODESolver("rk4", steps=2)
+    z: Tensor = sdegen.encode(model, x, ode)
+    x = sdegen.decode(model, z, ode)
+    solution: sdegen.Solution = sdegen.solve(model, z, ode, trajectory=True)
+    calls: int = solution.calls
+    assert calls == 8
+    try:
+        sdegen.sample(sdegen.ScoreModel(lambda x, t: x / 0, model.path), shape, sdegen.Ancestral(4))
+    except sdegen.NonFiniteError as error:
+        print(f"refused, as it should be: {error}")
+
+
+def read(model: sdegen.ScoreModel, x: Tensor) -> None:
+    """Every likelihood and every bound."""
+    ode = sdegen.ODESolver("rk4", steps=2)
+    logp: Tensor = sdegen.log_prob(model, x, ode)
+    logp = sdegen.log_prob(model, x, ode, trace=sdegen.Hutchinson(probes=2))
+    variance: Tensor = sdegen.optimal_variance(model, x, 8)
+    bound: sdegen.VLB = sdegen.vlb(model, x, steps=8, variance=variance)
+    limit: sdegen.VLB = sdegen.continuous_vlb(model, x.round(), decoder=sdegen.Discretized(9, -4.0, 4.0), draws=4)
+    tighter: sdegen.IWAE = sdegen.iwae(model, x, 2, steps=8)
+    found = [logp, bound.total, limit.bits_per_dim, tighter.log_prob]
+    assert all(values.shape == (len(x),) for values in found)
+    heads = sdegen.ScoreModel(TwoHeads(), sdegen.DDPM.linear(8), learns_variance=True)
+    hybrid: Tensor = sdegen.hybrid_loss(heads, x)
+    assert hybrid.ndim == 0
+
+
+def flow(x: Tensor) -> None:
+    """Couplings, reflow, vector fields, moved models, networks of other libraries."""
+    straight = sdegen.Interpolant(sdegen.CondOT())
+    model = sdegen.ScoreModel(MLP(2, hidden=8, depth=1), straight, predicts="velocity")
+    loss: Tensor = sdegen.loss(model, x, coupling=sdegen.OptimalTransport())
+    z = torch.randn_like(x)
+    pairs: Tensor = sdegen.rectify(model, z, sdegen.ODESolver("euler", steps=2))
+    bend: Tensor = sdegen.straightness(model, z, sdegen.ODESolver("rk4", steps=2))
+    field: sdegen.ScoreModel = sdegen.vector_field(lambda x, t: -x)
+    ended: Tensor = sdegen.decode(field, z, sdegen.ODESolver("rk4", steps=2))
+    assert loss.ndim == 0
+    assert pairs.shape == ended.shape == x.shape
+    assert bend.shape == (len(x),)
+    net = MLP(2, hidden=8, depth=1)
+    theirs: list[sdegen.ScoreModel] = [from_torchcfm(Adapted(net, time_last)), from_flow_matching(net)]
+    assert all(isinstance(one, sdegen.Model) for one in theirs)
+
+
+def time_last(net: nn.Module, t: Tensor, x: Tensor) -> Tensor:
+    """net(x, t), for a library that calls net(t, x)."""
+    answer: Tensor = net(x, t)
+    return answer
+
+
+def images() -> None:
+    """A conditional network on dequantised digits, and one condition for the whole batch."""
+    levels, labels = digits("test")
+    x, cond = dequantise(levels[:4]), {"label": labels[:4]}
+    model = sdegen.ScoreModel(UNet(width=8, classes=10), sdegen.VPSDE(), predicts="v")
+    loss: Tensor = sdegen.loss(model, x, cond=cond)
+    shared = sdegen.ScoreModel(scaled_mlp(), sdegen.VPSDE(), predicts="eps")
+    sdegen.sample(shared, (4, 2), sdegen.Ancestral(2), cond={"scales": sdegen.Shared(torch.ones(4))})
+    logp = sdegen.log_prob(model, x[:1], sdegen.ODESolver("euler", steps=1), cond={"label": labels[:1]})
+    bits: Tensor = bits_per_dim(logp, x.shape[1:])
+    assert loss.ndim == 0
+    assert bits.shape == (1,)
+
+
+def scaled_mlp() -> Callable[..., Tensor]:
+    """A network with a condition that is one for all samples."""
+    net = MLP(2, hidden=8, depth=1)
+
+    def call(x: Tensor, t: Tensor, scales: Tensor) -> Tensor:
+        answer: Tensor = net(x, t)
+        return answer * scales.mean()
+
+    return call
+
+
+def main() -> None:
+    """All of it, once."""
+    torch.manual_seed(0)
+    print(f"sdegen {sdegen.__version__}")
+    x = two_moons(8)
+    model = sdegen.ScoreModel(MLP(2, hidden=8, depth=1), sdegen.VPSDE(), predicts="eps")
+    exact()
+    train(model, x)
+    sample(model)
+    read(model, x)
+    flow(x)
+    images()
+
+
+if __name__ == "__main__":
+    main()

@@ -20,7 +20,7 @@ from sdegen.solvers import DDIM, Ancestral, ODESolver, PowerGrid, SDESolver
 from sdegen.solvers.base import Hutchinson
 from sdegen.training.couplings import Independent, OptimalTransport
 from sdegen.training.losses import LikelihoodWeighting, MinSNR, loss
-from sdegen.training.times import ChainTimes, LikelihoodTimes, LowDiscrepancyTimes, UniformTimes
+from sdegen.training.times import ChainTimes, ClockTimes, LikelihoodTimes, LowDiscrepancyTimes, UniformTimes
 
 __all__ = [
     "DDIM",
@@ -31,6 +31,7 @@ __all__ = [
     "VPSDE",
     "Ancestral",
     "ChainTimes",
+    "ClockTimes",
     "CondOT",
     "CosineVPSDE",
     "Discretized",

@@ -32,7 +32,7 @@ from sdegen.solvers import (
 )
 from sdegen.training.couplings import Independent, OptimalTransport
 from sdegen.training.losses import LikelihoodWeighting, MinSNR, loss
-from sdegen.training.times import ChainTimes, LikelihoodTimes, LowDiscrepancyTimes, UniformTimes
+from sdegen.training.times import ChainTimes, ClockTimes, LikelihoodTimes, LowDiscrepancyTimes, UniformTimes
 
 __all__ = [
     "DDIM",
@@ -43,6 +43,7 @@ __all__ = [
     "VPSDE",
     "Ancestral",
     "ChainTimes",
+    "ClockTimes",
     "CondOT",
     "CosineVPSDE",
     "Discretized",

@@ -29,21 +29,32 @@ from sdegen.models.base import PREDICTIONS, Cond
 from sdegen.models.model import ScoreModel
 from sdegen.paths.gaussian import GaussianPath
 from sdegen.training.couplings import Coupling, Independent, pairs
-from sdegen.training.times import Times, UniformTimes
+from sdegen.training.times import SAMPLERS, Times, UniformTimes
 
 Weighting = Callable[[GaussianPath, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class LikelihoodWeighting:
-    """g^2/2 on the squared error of the score, that is -lambda'(t)/2 on that of eps (per unit of time).
+    """The weighting whose mean loss, times d, is the integral in the evidence bound, in nats.
 
-    Its mean over time, times d, is the integral in the evidence bound, in nats. It grows like 1/t at a clean data end:
-    draw times with `LikelihoodTimes`. Song et al., 2021, arXiv:2101.09258.
+    On the squared error of eps at time t it is, with lambda the log-SNR and T = |t_noise - t_data|,
+
+        T |lambda'(t)| / 2  =  T g(t)^2 / (2 sigma(t)^2)
+
+    which is g^2/2 on the squared error of the score, counted per fraction of the path and not per unit of its time: the
+    mean over uniform t is 1/2 the integral over lambda, on any clock. d is the number of values in one sample, over
+    which `loss` takes the mean. The weight grows like 1/t at a clean data end: draw times with `LikelihoodTimes`.
+
+    Raises:
+        ValueError: on a path without a score.
+
+    References:
+        Maximum Likelihood Training of Score-Based Diffusion Models, Song et al., 2021, arXiv:2101.09258.
     """
 
     def __call__(self, path: GaussianPath, t: Tensor) -> Tensor:
-        """The weight of the squared error of eps at times t (B,); a ValueError on a path without a score."""
+        """The weight of the squared error of eps at times `t` (B,)."""
         if not path.has_score:
             raise ValueError(f"The likelihood weight is a score's, and on {path!r} there is none.")
         span = abs(path.t_noise - path.t_data)
@@ -54,7 +65,14 @@ class LikelihoodWeighting:
 class MinSNR:
     """min(SNR, gamma) on the squared error of the data, that is min(1, gamma/SNR) on that of eps.
 
-    Hang et al., 2023, arXiv:2303.09556.
+    Args:
+        gamma: where the weight stops growing with SNR = alpha^2/sigma^2; 5 by default, the source's.
+
+    Raises:
+        ValueError: unless `gamma` is positive.
+
+    References:
+        Efficient Diffusion Training via Min-SNR Weighting Strategy, Hang et al., 2023, arXiv:2303.09556.
     """
 
     gamma: float = 5.0
@@ -63,7 +81,7 @@ class MinSNR:
         _checks.real("gamma", self.gamma, 0, strict=True)
 
     def __call__(self, path: GaussianPath, t: Tensor) -> Tensor:
-        """The weight of the squared error of eps at times t (B,)."""
+        """The weight of the squared error of eps at times `t` (B,)."""
         return torch.clamp(self.gamma * (path.sigma(t) / path.alpha(t)) ** 2, max=1.0)
 
 
@@ -80,63 +98,76 @@ def loss(
     reduction: str = "mean",
     coupling: Coupling | None = None,
 ) -> Tensor:
-    """Denoising score matching or flow matching on data `x` (B, *event), in the network's own prediction.
+    """Denoising score matching or flow matching, in the network's own prediction, by one network call.
 
-    weighting: None for the plain squared error ("simple" for an eps network), `LikelihoodWeighting()`, `MinSNR()`, or a
-               callable (path, t) -> the weight (B,) of the squared error of eps.
-    times:     how t is drawn: `UniformTimes()` by default, `LowDiscrepancyTimes()`, `LikelihoodTimes()` or
-               `ChainTimes()`.
-    cond:      keyword arguments for the network.
+    Args:
+        model: the `ScoreModel` to train.
+        x: data (B, *event).
+        weighting: None for the plain squared error ("simple" for an eps network), `LikelihoodWeighting()`, `MinSNR()`,
+            or a callable (path, t) -> the weight (B,) of the squared error of eps.
+        times: how t is drawn: `UniformTimes()` by default, `LowDiscrepancyTimes()`, `ClockTimes()`,
+            `LikelihoodTimes()`, `ChainTimes()`, or a callable like them.
+        cond: keyword arguments for the network; tensors with one row per sample follow x through a coupling.
+        t: the times, a scalar or (B,), instead of draws.
+        noise: the standard normals eps, or the source's draws, like x, instead of draws.
+        generator: for all draws, a torch.Generator or one per sample.
+        reduction: "mean" over batch and event, or "none".
+        coupling: which noise goes with which sample, such as `OptimalTransport()`; on an `Interpolant` alone, since no
+            score is left. Losses come in the coupling's order.
 
-    t, noise:  the times, a scalar or (B,), and the standard normals eps (or the source's draws) like x, instead of
-               draws.
-    generator: for those draws, a torch.Generator or one per sample.
-    reduction: "mean" over batch and event, or "none": (B,), the mean over each event.
-    coupling:  which noise goes with which sample, such as `OptimalTransport()`; on an `Interpolant` alone, since the
-               score is lost. Tensors in cond with one row a sample follow x; losses come in the coupling's order.
+    Returns:
+        The loss, a scalar; with reduction "none" the mean over each event, (B,).
 
-    One network call. On the CPU, NaN in x is refused; on an accelerator that look would stall the training loop.
-    Raises TypeError or ValueError for input that is not as described.
+    Raises:
+        TypeError, ValueError: for input that is not as described, and for times of the user's at which the target or
+            the weight is infinite. Values are looked at on the CPU alone: elsewhere that would stall the training.
     """
-    path = _checked(model, x, {"weighting": weighting, "times": times, "coupling": coupling}, reduction, generator)
-    if t is None:
-        t, importance = (times or UniformTimes())(path, len(x), generator, x.dtype, x.device)
-        _one_each("times", t, x)
-    elif times is None:
-        t, importance = path.checked_times(batch_of_times(t, x.to(torch.promote_types(x.dtype, torch.float32)))), 1.0
-    else:
-        raise ValueError(f"Give either t or times, and t = {t!r} came with times = {times!r}.")
-    eps = path.noise_like(x, generator) if noise is None else _given_noise(noise, x)
+    path = _checked(model, x, weighting, times, coupling, reduction, generator)
+    arguments = _checks.conditions(cond)
+    t, importance, drawn = _times(path, x, t, times, generator)
+    eps = path.noise_like(x, generator) if noise is None else _checks.noise_like(noise, x)
+    rows = None
     if coupling is not None:
-        rows, partners = pairs(coupling, x, eps, generator)
-        x, eps, cond = x[rows], eps[partners], _checks.network_arguments(_checks.conditions(cond), rows, len(x))
+        rows, partners = pairs(coupling, x, eps, generator, arguments)
+        x, eps = x[rows], eps[partners]
     alpha, sigma = path.alpha(t), path.sigma(t)
-    row = [as_time(n).to(t).expand_as(t) for n in PREDICTIONS[model.predicts](path, t, alpha, sigma)]
-    a, b, k = (like(n, x) for n in row)
+    row = PREDICTIONS[model.predicts](path, t, alpha, sigma)
+    a, b, k = (n.to(t) if isinstance(n, Tensor) else n for n in row)
     weight = importance
     if weighting is not None:
-        per_eps = _eps_per_prediction(alpha, sigma, *row[:2]) ** 2
-        weight = importance * _one_each("weighting", weighting(path, t), x) * per_eps
-    p = model((like(alpha, x) * x + like(sigma, x) * eps).to(x.dtype), t, cond)
-    error = weight * (k * p - (a * x + b * eps)).square().flatten(1).mean(1)
+        weight = _weights("weighting", weighting(path, t), x)
+        weight = weight if importance is None else importance * weight
+        weight = weight * _eps_per_prediction(alpha, sigma, a, b) ** 2
+    if not drawn:
+        _check_finite(model, t, a, b, weight)
+    x_t = (like(alpha, x) * x + like(sigma, x) * eps).to(x.dtype)
+    p = model.predict(x_t, t, _checks.network_arguments(arguments, rows, len(x))).to(t.dtype)
+    missed = _combined((k, p)) - _combined((a, x), (b, eps))
+    error = missed.square().flatten(1).mean(1)
+    error = error if weight is None else weight * error
     return error.mean() if reduction == "mean" else error
 
 
 def _checked(
-    model: object, x: Tensor, values: dict[str, object], reduction: object, generator: Generators
+    model: object,
+    x: Tensor,
+    weighting: object,
+    times: object,
+    coupling: object,
+    reduction: object,
+    generator: Generators,
 ) -> GaussianPath:
     """The model's path, after every check of the arguments that needs no network."""
     if not isinstance(model, ScoreModel):
         raise TypeError(f"loss needs a ScoreModel, whose network it trains, and model is {type(model).__name__}.")
-    _checks.batch("x", x, finite=x.device.type == "cpu" if isinstance(x, Tensor) else False)
+    _checks.batch("x", x, finite=isinstance(x, Tensor) and x.device.type == "cpu")
     _checks.choice("reduction", reduction, ("mean", "none"))
     _checks.generators(generator, len(x), x.device)
-    for name, value in values.items():
+    for name, value in (("weighting", weighting), ("times", times), ("coupling", coupling)):
         if value is not None and (not callable(value) or isinstance(value, type)):
             raise TypeError(
                 f"{name} must be a value such as MinSNR(), UniformTimes() or OptimalTransport(), not {value!r}."
             )
-    coupling = values["coupling"]
     if model.path.has_score and not isinstance(coupling, (Independent, type(None))):
         raise ValueError(
             f"{coupling!r} ties the noise to the data, which leaves no score behind; put the model on an "
@@ -147,20 +178,65 @@ def _checked(
     return model.path
 
 
-def _eps_per_prediction(alpha: Tensor, sigma: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """|d eps| / |d (k p)|; an error of eps is its own measure, also where alpha = 0."""
-    return torch.where(a == 0, 1 / b, alpha / (alpha * b - sigma * a))
+def _times(
+    path: GaussianPath, x: Tensor, t: float | Tensor | None, times: Times | None, generator: Generators
+) -> tuple[Tensor, Tensor | None, bool]:
+    """Times (B,), their importance weights, None for 1, and whether this library drew them: others are checked here."""
+    if t is not None:
+        if times is not None:
+            raise ValueError(f"Give either t or times, and t = {t!r} came with times = {times!r}.")
+        return path.checked_times(batch_of_times(t, x.to(torch.promote_types(x.dtype, torch.float32)))), None, False
+    if times is None:
+        return UniformTimes()(path, len(x), generator, x.dtype, x.device)[0], None, True
+    t, weight = times(path, len(x), generator, x.dtype, x.device)
+    if type(times) in SAMPLERS:
+        return t, weight, True
+    t = as_time(_one_each("times", t, x))
+    wide = torch.promote_types(torch.promote_types(t.dtype, x.dtype), torch.float32)
+    return path.checked_times(t.to(wide)), _weights("the weights of times", weight, x), False
 
 
-def _one_each(name: str, values: Tensor, x: Tensor) -> Tensor:
+def _weights(name: str, values: object, x: Tensor) -> Tensor:
+    """Weights (B,) that somebody else computed: neither negative nor NaN."""
+    weights = _one_each(name, values, x)
+    if weights.device.type == "cpu" and not bool((weights >= 0).all()):
+        wrong = weights[~(weights >= 0)]
+        raise ValueError(
+            f"{name} must not be negative or NaN, and it is {wrong[0]:g} for the first of {len(wrong)} such samples."
+        )
+    return weights
+
+
+def _one_each(name: str, values: object, x: Tensor) -> Tensor:
+    """A tensor with one number per sample."""
     if not isinstance(values, Tensor) or values.shape != (len(x),):
         got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
-        raise ValueError(f"{name} must give one number a sample, shape ({len(x)},), and it gave {got}.")
+        raise ValueError(f"{name} must give one number per sample, shape ({len(x)},), and it gave {got}.")
     return values
 
 
-def _given_noise(noise: Tensor, x: Tensor) -> Tensor:
-    _checks.batch("noise", noise, finite=False)
-    if noise.shape != x.shape:
-        raise ValueError(f"noise must have the shape of x, {tuple(x.shape)}, and it has {tuple(noise.shape)}.")
-    return noise.to(x)
+def _combined(*terms: tuple[Tensor | float, Tensor]) -> Tensor:
+    """The sum of n v; a row of PREDICTIONS holds Python's 0.0 and 1.0 where there is nothing to add or to multiply."""
+    products = [
+        like(n, v) * v if isinstance(n, Tensor) else v if n == 1 else n * v
+        for n, v in terms
+        if isinstance(n, Tensor) or n != 0
+    ]
+    return sum(products[1:], products[0])
+
+
+def _eps_per_prediction(alpha: Tensor, sigma: Tensor, a: Tensor | float, b: Tensor | float) -> Tensor:
+    """|d eps| / |d (k p)|; an error of eps is its own measure, also where alpha = 0."""
+    a, b = (n if isinstance(n, Tensor) else torch.full_like(alpha, n) for n in (a, b))
+    return torch.where(a == 0, 1 / b, alpha / (alpha * b - sigma * a))
+
+
+def _check_finite(model: ScoreModel, t: Tensor, *numbers: Tensor | float | None) -> None:
+    """A ValueError at the first time where one of the numbers is not finite; on the CPU alone."""
+    for number in numbers:
+        if isinstance(number, Tensor) and number.device.type == "cpu" and not bool(number.isfinite().all()):
+            wrong = t[~number.isfinite().expand_as(t)]
+            raise ValueError(
+                f"At t = {wrong[0]:g} on {model.path!r} the loss of a network for {model.predicts!r} is not finite: "
+                "its target or its weight is infinite there; draw times inside the path, or train for 'v'."
+            )

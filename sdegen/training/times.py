@@ -1,7 +1,8 @@
 """Time samplers: how a loss draws t.
 
 A sampler is a value, called as sampler(path, n, generator, dtype, device); it returns n times and their importance
-weights, the density of uniform time over the density they were drawn from, both (n,).
+weights, the density of uniform time over the density they were drawn from, both (n,), in at least float32. With these
+weights a sampler changes the variance of a loss and not its mean, that over uniform time, as far as its times reach.
 
 Variational Diffusion Models, Kingma et al., 2021, arXiv:2107.00630; Ho et al., 2020, arXiv:2006.11239 (the chain's).
 """
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sdegen import _checks
-from sdegen._shapes import Generators, uniform
+from sdegen._shapes import Generators, first_generator, uniform
 from sdegen.paths.gaussian import GaussianPath
 
 Times = Callable[[GaussianPath, int, Generators, torch.dtype, torch.device], tuple[Tensor, Tensor]]
@@ -28,31 +29,81 @@ class UniformTimes:
     def __call__(
         self, path: GaussianPath, n: int, generator: Generators, dtype: torch.dtype, device: torch.device
     ) -> tuple[Tensor, Tensor]:
-        """n times and their importance weights, both (n,)."""
+        """Draw `n` times; all weights are 1."""
         fraction = uniform(n, generator, dtype, device)
-        return path.t_data + (path.t_noise - path.t_data) * fraction, torch.ones_like(fraction)
+        return _at(path, fraction), torch.ones_like(fraction)
 
 
 @dataclass(frozen=True)
 class LowDiscrepancyTimes:
-    """Uniform times spread evenly over the batch: i/n + U mod 1 with one U for all.
+    """Uniform times spread evenly over the batch: the fractions 1 - (i/n + U mod 1), i = 0 ... n-1, with one U for all.
 
-    Lowers the variance of the loss at no cost. Kingma et al., 2021, arXiv:2107.00630.
+    Every row is uniform by itself, and the variance of the batch's mean falls, at no cost.
+
+    References:
+        Variational Diffusion Models, Kingma et al., 2021, arXiv:2107.00630.
     """
 
     def __call__(
         self, path: GaussianPath, n: int, generator: Generators, dtype: torch.dtype, device: torch.device
     ) -> tuple[Tensor, Tensor]:
-        """n times and their importance weights, both (n,)."""
+        """Draw `n` times; all weights are 1."""
         fraction = _spread(n, generator, dtype, device)
-        return path.t_data + (path.t_noise - path.t_data) * fraction, torch.ones_like(fraction)
+        return _at(path, fraction), torch.ones_like(fraction)
+
+
+@dataclass(frozen=True)
+class ClockTimes:
+    """Independent times at which the straight clock u is uniform between the ends of the path.
+
+    With r = alpha + sigma and u = sigma/r the times have the density |u'(t)| / (u_noise - u_data), so their weights are
+
+        (u_noise - u_data) / (|t_noise - t_data| |u'(t)|)            u' = (sigma' alpha - alpha' sigma) / r^2
+
+    on every path, also one that starts at u_data > 0 (VE). At clean data, where VP's sigma' is infinite, the weight is
+    0. On CondOT u is uniform where time is, and all weights are 1.
+
+    Args:
+        importance: True, the default, returns these weights, and a loss stays the mean over uniform time. False
+            returns weights of 1, and the loss becomes the mean over uniform u.
+
+    Raises:
+        TypeError: if `importance` is not a bool.
+    """
+
+    importance: bool = True
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.importance, bool):
+            raise TypeError(f"importance must be True or False, and it is {self.importance!r}.")
+
+    def __call__(
+        self, path: GaussianPath, n: int, generator: Generators, dtype: torch.dtype, device: torch.device
+    ) -> tuple[Tensor, Tensor]:
+        """Draw `n` times, computed in float64 since single precision cannot tell neighbours at the ends apart."""
+        fraction = uniform(n, generator, dtype, device)
+        low, high = path.ends
+        t = _time_at(path, low + (high - low) * fraction.double())
+        if not self.importance:
+            return t.to(fraction), torch.ones_like(fraction)
+        alpha, sigma, slopes = path.alpha(t), path.sigma(t), path.slopes(t)
+        rate = (slopes.sigma * alpha - slopes.alpha * sigma).abs() / (alpha + sigma) ** 2
+        return t.to(fraction), ((high - low) / (abs(path.t_noise - path.t_data) * rate)).to(fraction)
 
 
 @dataclass(frozen=True)
 class ChainTimes:
     """The times k/K of a chain, k uniform on 1 ... K: with them `loss` on an eps network is Ho et al.'s Algorithm 1.
 
-    steps: K; may be left out on a `DDPM` path. Ho et al., 2020, arXiv:2006.11239.
+    Args:
+        steps: K; may be left out on a `DDPM` path, whose own K it then is.
+
+    Raises:
+        TypeError: if `steps` is not an integer.
+        ValueError: if `steps` is below 1, or left out on a path without a chain.
+
+    References:
+        Denoising Diffusion Probabilistic Models, Ho et al., 2020, arXiv:2006.11239.
     """
 
     steps: int | None = None
@@ -64,21 +115,31 @@ class ChainTimes:
     def __call__(
         self, path: GaussianPath, n: int, generator: Generators, dtype: torch.dtype, device: torch.device
     ) -> tuple[Tensor, Tensor]:
-        """n times and their importance weights, both (n,)."""
+        """Draw `n` times; all weights are 1."""
         steps = self.steps or path.steps
         if steps is None:
             raise ValueError(f"ChainTimes needs steps on {path!r}, which has no chain of its own.")
         k = torch.ceil(steps * uniform(n, generator, dtype, device))
-        return path.t_data + (path.t_noise - path.t_data) * (k / steps), torch.ones_like(k)
+        return _at(path, k / steps), torch.ones_like(k)
 
 
 @dataclass(frozen=True)
 class LikelihoodTimes:
     """Times whose log-SNR is uniform between the clocks u_min and u_max: importance sampling for `LikelihoodWeighting`.
 
-    The product of that weight and the importance weight is then the constant (lambda_max - lambda_min)/2, on any path.
-    Low-discrepancy as `LowDiscrepancyTimes`. u_min must be positive, since log-SNR is infinite at u = 0; both are cut
-    to the path's ends. Raises ValueError unless 0 < u_min < u_max < 1.
+    With lambda the log-SNR the times have the density |lambda'(t)| / (lambda_max - lambda_min), so that their weight
+    times that of `LikelihoodWeighting` is (lambda_max - lambda_min)/2, one constant, on any path. They are spread over
+    the batch as `LowDiscrepancyTimes` are.
+
+    Args:
+        u_min: the clock nearest the data, 1e-3 by default; positive, since log-SNR is infinite at u = 0.
+        u_max: the clock nearest the noise, 0.999 by default. Both are cut to the path's ends.
+
+    Raises:
+        ValueError: unless 0 < u_min < u_max < 1; where the path does not meet [u_min, u_max], or has no score.
+
+    References:
+        Maximum Likelihood Training of Score-Based Diffusion Models, Song et al., 2021, arXiv:2101.09258.
     """
 
     u_min: float = 1e-3
@@ -91,7 +152,7 @@ class LikelihoodTimes:
     def __call__(
         self, path: GaussianPath, n: int, generator: Generators, dtype: torch.dtype, device: torch.device
     ) -> tuple[Tensor, Tensor]:
-        """n times and their importance weights, both (n,)."""
+        """Draw `n` times with their weights."""
         if not path.has_score:
             raise ValueError(f"The likelihood weight is a score's, and on {path!r} there is none.")
         ends = torch.tensor([max(self.u_min, path.ends[0]), min(self.u_max, path.ends[1])], dtype=torch.float64)
@@ -101,16 +162,26 @@ class LikelihoodTimes:
             )
         high, low = (2 * torch.log((1 - ends) / ends)).tolist()
         fraction = _spread(n, generator, dtype, device)
-        t = path.time(torch.sigmoid(-0.5 * (high + (low - high) * fraction)))
+        t = _time_at(path, torch.sigmoid(-0.5 * (high + (low - high) * fraction)))
         rate = (path.diffusion(t) / path.sigma(t)) ** 2  # |d lambda / dt|, the density of t up to its integral
         return t, (high - low) / (rate * abs(path.t_noise - path.t_data))
 
 
-def _spread(n: int, generator: Generators, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """1 - (i/n + U mod 1), i = 0 ... n-1, on (0, 1]: even over the batch, and every row uniform by itself.
+SAMPLERS = (UniformTimes, LowDiscrepancyTimes, ClockTimes, ChainTimes, LikelihoodTimes)
+"""The samplers of this file: what they draw is on the path and of the right shape, and a loss does not look again."""
 
-    One U for all, from the first generator where there are several.
-    """
-    first = generator[:1] if isinstance(generator, (list, tuple)) else generator
-    shift = uniform(1, first, dtype, device)
+
+def _at(path: GaussianPath, fraction: Tensor) -> Tensor:
+    """The times at fractions of the way from data to noise."""
+    return path.t_data + (path.t_noise - path.t_data) * fraction
+
+
+def _time_at(path: GaussianPath, u: Tensor) -> Tensor:
+    """The times at which the clock shows `u`, held on the path where rounding would carry them over its end."""
+    return torch.clamp(path.time(u), min(path.t_data, path.t_noise), max(path.t_data, path.t_noise))
+
+
+def _spread(n: int, generator: Generators, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """1 - (i/n + U mod 1), i = 0 ... n-1, on (0, 1]: even over the batch, and every row uniform by itself."""
+    shift = uniform(1, first_generator(generator), dtype, device)
     return 1 - torch.remainder(torch.arange(n, dtype=shift.dtype, device=device) / max(n, 1) + shift, 1)

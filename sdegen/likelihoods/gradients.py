@@ -23,9 +23,11 @@ from sdegen._shapes import like, signs, sum_event
 from sdegen.models.base import Model, Query
 from sdegen.solvers.divergence import PROBES_AT_ONCE
 
-FRACTIONS = (0.02, 0.1, 0.5, 0.9, 0.98)
-"""Of the way from one end to the other: where the network is looked at."""
-ROWS = 4
+FRACTIONS = (0.02, 0.5, 0.98)
+"""Of the way from one end to the other on the straight clock: where the network is looked at."""
+FRACTIONS_OF_TIME = (0.05, 0.35, 0.65, 0.95)
+"""The same in the path's own time."""
+ROWS = 3
 """Samples looked at, at each of these clocks."""
 
 _STEPS = {torch.float64: ((1e-3, 1e-5), 1e-3), torch.float32: ((1e-2, 1e-3, 1e-4), 1e-2)}
@@ -58,6 +60,11 @@ def products_at_once(
         ValueError: the network blocks gradients, or gives two answers to one question.
         NonFiniteError: its output is NaN or infinite.
     """
+    if any(tensor.is_inference() for tensor in (*model.parameters(), *model.buffers())):
+        raise ValueError(
+            "The model's parameters were made inside torch.inference_mode, which keeps gradients from them for ever; a "
+            "log-density needs one in x: build or load the model outside."
+        )
     network = getattr(model, "net", model)
     key = (type(model), y.dtype, tuple(y.shape[1:]), y.device, probes > 1, frozenset(cond))
     try:
@@ -85,8 +92,8 @@ class _Look:
     def at(cls, model: Model, y: Tensor, ends: tuple[float, float], cond: Mapping[str, object]) -> _Look:
         """A few rows at every fraction of the way; a whole batch that must not be cut at the middle."""
         whole = not all(isinstance(value, _CUT) for value in cond.values())
-        fractions, rows = ((0.5,), len(y)) if whole else (FRACTIONS, min(len(y), ROWS))
-        clocks = ends[0] + (ends[1] - ends[0]) * torch.tensor(fractions, dtype=torch.float64)
+        clocks, rows = _clocks(model, ends), ROWS
+        clocks, rows = (clocks[1:2], len(y)) if whole else (clocks, min(len(y), ROWS))
         which = torch.arange(rows).repeat(len(clocks))
         coin, u = torch.Generator().manual_seed(0), clocks.repeat_interleave(rows)
         shape = (rows, *y.shape[1:])
@@ -110,6 +117,14 @@ class _Look:
     def per_clock(self, values: Tensor) -> Tensor:
         """Sums of row values (..., n) at each clock, (..., clocks)."""
         return values.reshape(*values.shape[:-1], len(self.clocks), -1).sum(-1)
+
+
+def _clocks(model: Model, ends: tuple[float, float]) -> Tensor:
+    """The clocks to look at, spread over the straight clock and over the path's time: networks see the latter."""
+    u = torch.tensor(ends, dtype=torch.float64)
+    straight = torch.lerp(*u, torch.tensor(FRACTIONS, dtype=torch.float64))
+    timed = torch.lerp(*model.path.time(u), torch.tensor(FRACTIONS_OF_TIME, dtype=torch.float64))
+    return torch.cat([straight, model.path.clock(timed)])
 
 
 def _looked_at(look: _Look, probes: int) -> int:

@@ -67,6 +67,7 @@ class ScoreModel(Model):
 
     def forward(self, x_t: Tensor, t: float | Tensor, cond: Cond = None) -> Tensor:
         """The network's own output at `x_t` (B, *event) and times `t`, a scalar or (B,), in the dtype of `x_t`."""
+        _checks.batch("x_t", x_t, finite=False)
         t = self.path.checked_times(batch_of_times(t, x_t.to(torch.promote_types(x_t.dtype, torch.float32))))
         return self.predict(x_t.clone(), t, _checks.network_arguments(_checks.conditions(cond)))
 
@@ -74,10 +75,6 @@ class ScoreModel(Model):
         """The same for arguments that are known to be right: nothing is checked, and the network may write into x_t."""
         x, seen = self._shown(x_t, t, self.working_dtype(x_t.dtype))
         return self._answer(self.net(x, seen, **cond), x_t)[0]
-
-    def predict(self, x_t: Tensor, t: Tensor, cond: Mapping[str, object]) -> Tensor:
-        """The network's own output, for callers that have checked their arguments: no copies, no checks of `t` (B,)."""
-        return self._call_network(x_t, t, self.working_dtype(x_t.dtype), cond)[0]
 
     def working_dtype(self, default: torch.dtype) -> torch.dtype:
         """The dtype of the network's parameters, or `default` where there are none."""

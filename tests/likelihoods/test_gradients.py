@@ -1,0 +1,105 @@
+"""What log_prob finds out about a network before it starts: in three calls, on a few rows, once."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import sdegen
+
+RK4 = sdegen.ODESolver("rk4", steps=2)  # eight calls
+
+
+class Net(nn.Module):
+    """Smooth, with a condition; it notes the size of every batch."""
+
+    def __init__(self, d=3):
+        super().__init__()
+        self.layers, self.sizes = nn.Sequential(nn.Linear(d, 16), nn.Tanh(), nn.Linear(16, d)).double(), []
+
+    def forward(self, x, t, c=None):
+        self.sizes.append(len(x))
+        return self.layers(x) * (1 + t[:, None]) + (
+            0 if c is None else torch.tanh(c["c"] if isinstance(c, dict) else c)
+        )
+
+
+@pytest.mark.parametrize("trace", ["exact", sdegen.Hutchinson(1)])
+@pytest.mark.parametrize("cond", [None, "rows", "shared"])
+def test_three_calls_on_a_few_rows_once(trace, cond):
+    net = Net()
+    model, x = sdegen.ScoreModel(net, sdegen.VPSDE(), "v"), torch.randn(500, 3)
+    given = {"rows": {"c": torch.randn(500, 3)}, "shared": {"c": sdegen.Shared(torch.randn(1, 3))}}.get(cond)
+    sdegen.log_prob(model, x, RK4, trace=trace, cond=given)
+    assert len(net.sizes) == 3 + 8
+    assert max(net.sizes[:3]) <= 64
+    assert net.sizes[3:] == [500] * 8
+    net.sizes.clear()
+    again = sdegen.log_prob(sdegen.ScoreModel(net, sdegen.VPSDE(), "v"), x, RK4, trace=trace, cond=given)
+    assert net.sizes == [500] * 8
+    assert again.shape == (500,)
+
+
+def test_a_network_whose_conditions_cannot_be_cut_sees_its_whole_batch():
+    net = Net()
+    model, x = sdegen.ScoreModel(net, sdegen.VPSDE(), "v"), torch.randn(70, 3)
+    sdegen.log_prob(model, x, RK4, cond={"c": {"c": torch.randn(70, 3)}})
+    assert net.sizes == [70] * 11
+
+
+class Hides(nn.Module):
+    """Hides its gradient in one way, everywhere or at some clocks alone."""
+
+    def __init__(self, how, low=0.0, high=1.0):
+        super().__init__()
+        self.how, self.low, self.high = how, low, high
+        self.inner = nn.Sequential(nn.Linear(3, 16), nn.Tanh(), nn.Linear(16, 3)).double()
+
+    def forward(self, x, t):
+        hidden = ((t >= self.low) & (t <= self.high))[:, None]
+        if self.how == "no_grad":
+            with torch.no_grad():
+                blind = self.inner(x)
+        elif self.how == "detach":
+            blind = self.inner(x.detach())
+        else:
+            blind = self.inner(torch.from_numpy(x.detach().numpy()))
+        return 3 * torch.where(hidden, blind, self.inner(x))
+
+
+@pytest.mark.parametrize("how", ["no_grad", "detach", "numpy"])
+@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (0.0, 0.3), (0.9, 1.0)])
+def test_a_hidden_gradient_is_refused_wherever_it_hides(how, low, high):
+    model = sdegen.ScoreModel(Hides(how, low, high), sdegen.VPSDE(), "v")
+    for trace in ("exact", sdegen.Hutchinson(1)):
+        with pytest.raises(ValueError, match="blocks gradients"):
+            sdegen.log_prob(model, torch.randn(9, 3), RK4, trace=trace)
+
+
+@pytest.mark.parametrize("activation", [nn.SiLU, nn.ReLU, nn.SELU])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_honest_networks_pass_however_rough(activation, dtype):
+    for seed in range(20):
+        torch.manual_seed(seed)
+        net = nn.Sequential(nn.Linear(16, 64), activation(), nn.Linear(64, 64), activation(), nn.Linear(64, 16)).to(
+            dtype
+        )
+        model = sdegen.ScoreModel(lambda x, t, net=net: 2 * net(x), sdegen.VPSDE(), "v")
+        sdegen.log_prob(model, torch.randn(8, 16, dtype=dtype), sdegen.ODESolver("euler", steps=1))
+
+
+def test_a_network_made_in_inference_mode_is_named():
+    with torch.inference_mode():
+        model = sdegen.ScoreModel(Net(), sdegen.VPSDE(), "v")
+    with pytest.raises(ValueError, match=r"inference_mode"):
+        sdegen.log_prob(model, torch.randn(4, 3), RK4)
+
+
+def test_everything_may_come_from_inference_mode_but_the_network():
+    net = Net()
+    model = sdegen.ScoreModel(net, sdegen.VPSDE(), "v")
+    with torch.inference_mode():
+        x, c = torch.randn(6, 3), torch.randn(6, 3)
+        inside = sdegen.log_prob(model, x, RK4, cond={"c": c})
+    torch.testing.assert_close(inside.clone(), sdegen.log_prob(model, x.clone(), RK4, cond={"c": c.clone()}))

@@ -31,14 +31,14 @@ LAYERS = [  # a file imports only from rows above its own
     {"solvers.brownian", "solvers.ode", "solvers.ancestral"},
     {"solvers.sde"},
     {"solvers"},
-    {"training.couplings", "training.times"},
-    {"training.losses"},
     {"sampling"},
-    {"reflow", "interop"},
-    {"likelihoods.gradients", "likelihoods.decoders"},
+    {"reflow", "likelihoods.gradients", "likelihoods.decoders"},
     {"likelihoods.density", "likelihoods.chain"},
     {"likelihoods.variational", "likelihoods.entropy"},
     {"likelihoods.continuous"},
+    {"training.couplings", "training.times"},
+    {"training.losses"},
+    {"interop"},
     {"sdegen"},
 ]
 LEAVES = {"nets", "datasets", "interop"}
@@ -79,6 +79,26 @@ def test_files_import_only_from_layers_above():
                 assert name.startswith("solvers."), f"{name} imports an engine"
 
 
+def test_no_module_has_the_name_of_an_export():
+    """sdegen.entropy_form is the function, whatever was imported last."""
+    names = {part for name in modules() for part in name.split(".")}
+    assert not names & set(sdegen.__all__)
+
+
+def test_the_exports_are_sorted_and_there():
+    assert sorted(set(sdegen.__all__)) == sorted(sdegen.__all__)
+    for name in sdegen.__all__:
+        assert getattr(sdegen, name) is not None
+
+
+def test_no_test_file_is_too_long_and_folders_match():
+    folders = {path.name for path in (ROOT / "sdegen").iterdir() if path.is_dir() and path.name != "__pycache__"}
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        assert len(path.read_text().splitlines()) <= 400, path
+        if path.parent != ROOT / "tests":
+            assert path.parent.name in folders | {"typed"}, path
+
+
 def test_the_readme_table_is_the_registry():
     rows = {}
     for line in (ROOT / "README.md").read_text().splitlines():
@@ -95,37 +115,6 @@ def test_the_readme_table_is_the_registry():
     for chain in ("Ancestral", "DDIM"):
         assert rows.pop((chain, "steps"))[:3] == ["the chain", "1", "1"]
     assert rows == expected
-
-
-def test_the_readme_program_runs():
-    """The eight lines, as printed, with a network and data put before them."""
-    text = (ROOT / "README.md").read_text()
-    (program,) = re.findall(r"```python\n(import sdegen\n.*?)```", text, re.S)
-    program = program.replace("steps=500", "steps=20").replace("steps=1000", "steps=20")
-    torch = importlib.import_module("torch")
-    torch.set_default_dtype(torch.float32)
-    from sdegen.datasets import two_moons
-    from sdegen.nets import MLP
-
-    means = torch.tensor([[0.0, 0.0], [1.0, 1.0]])
-    names = {"net": MLP(2), "x": two_moons(64), "means": means, "stds": 0.1, "weights": [0.5, 0.5]}
-    names["solver"] = sdegen.ODESolver("rk4", steps=4)
-    exec(program, names)
-    assert names["logp"].shape == (64,)
-
-
-def test_the_readme_chapters_run():
-    """DDPM and flows, as printed, on small tensors: the later lines use what the earlier ones named."""
-    torch = importlib.import_module("torch")
-    torch.set_default_dtype(torch.float32)
-    from sdegen.nets import MLP, UNet
-
-    chapters = re.findall(r"```python\n(path = .*?)```", (ROOT / "README.md").read_text(), re.S)
-    assert len(chapters) == 2
-    x, levels = torch.randn(4, 2), (2 * torch.randint(0, 256, (2, 3, 8, 8)) / 255 - 1).float()
-    ddpm = {"net": UNet(channels=3, width=8), "betas": torch.linspace(1e-3, 0.3, 20), "x": levels, "images": levels}
-    for names, program in zip((ddpm, {"net": MLP(2, 16), "x": x}), chapters, strict=True):
-        exec(program.replace("(64, 3, 32, 32)", "(2, 3, 8, 8)").replace("200", "20"), {"sdegen": sdegen, **names})
 
 
 def test_import_is_light_and_touches_no_global_state():

@@ -1,0 +1,88 @@
+"""README's programs, as printed: the first alone, the chapters on small tensors, what users write by law."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import sdegen
+from sdegen.nets import MLP, UNet
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+PROGRAMS = re.findall(r"```python\n(.*?)```", README, re.S)
+
+
+@pytest.fixture(autouse=True)
+def _single_precision():
+    torch.set_default_dtype(torch.float32)
+
+
+def program(*words: str) -> str:
+    """The one program that holds all these words."""
+    (found,) = [text for text in PROGRAMS if all(word in text for word in words)]
+    return found
+
+
+@pytest.mark.slow
+def test_the_first_program_runs_as_printed():
+    """A newcomer pastes it: samples land on the moons, densities are those of a trained model."""
+    names: dict[str, object] = {}
+    exec(PROGRAMS[0], names)
+    assert float(names["logp"].mean()) > -2.0  # a standard normal fitted to the moons has -2.6
+    assert names["x"].shape == (64, 2)
+    assert names["exact"].log_prob(names["x"].double()).shape == (64,)
+
+
+def test_the_chapters_run():
+    """DDPM and flows on small tensors: the later lines use what the earlier ones named."""
+    x, levels = torch.randn(4, 2), (2 * torch.randint(0, 256, (2, 3, 8, 8)) / 255 - 1).float()
+    ddpm = {"net": UNet(channels=3, width=8), "betas": torch.linspace(1e-3, 0.3, 20), "x": levels, "images": levels}
+    for names, words in ((ddpm, "sdegen.DDPM(betas)"), ({"net": MLP(2, 16), "x": x}, "sdegen.CondOT()")):
+        text = program(words).replace("(64, 3, 32, 32)", "(2, 3, 8, 8)").replace("200", "20")
+        exec(text, {"sdegen": sdegen, **names})
+
+
+def test_every_program_is_run_here_or_for_its_law():
+    known = [
+        "import torch",
+        "sdegen.DDPM(betas)",
+        "= sdegen.CondOT()",
+        "class Ralston",
+        "class HalfCosine",
+        "class Guided",
+    ]
+    assert len(PROGRAMS) == len(known)
+    for word in known:
+        program(word)
+
+
+def test_the_solver_is_the_one_of_the_docstring():
+    """Whose order tests/solvers/test_own_solver.py fits."""
+    ours, theirs = (re.sub(r"\s+", "", text) for text in (program("class Ralston"), sdegen.Solver.__doc__))
+    assert ours.removeprefix("fromdataclassesimportdataclass") in theirs
+
+
+def test_the_path_is_the_trigonometric_one():
+    names = {"sdegen": sdegen, "torch": torch}
+    exec(program("class HalfCosine"), names)
+    own, known = names["HalfCosine"](), sdegen.Trigonometric()
+    target = sdegen.GaussianMixture(torch.tensor([[0.0], [1.0]], dtype=torch.float64), 0.3)
+    x, solver = torch.randn(8, 1, dtype=torch.float64), sdegen.ODESolver("rk4", steps=20)
+    ends = [sdegen.solve(target.model(path), x, solver).x for path in (own, known)]
+    torch.testing.assert_close(*ends, rtol=1e-10, atol=1e-10)
+
+
+def test_the_guided_model_is_the_linear_combination():
+    names = {"sdegen": sdegen, "torch": torch}
+    exec(program("class Guided"), names)
+
+    def net(x, t, label):
+        return torch.tanh(x + label[:, None])
+
+    model, x, label = sdegen.ScoreModel(net, sdegen.VPSDE()), torch.randn(6, 2), torch.arange(6)
+    guided = names["Guided"](model, 3.0).eps(x, 0.5, {"label": label})
+    free, given = (model.eps(x, 0.5, {"label": rows}) for rows in (0 * label, label))
+    torch.testing.assert_close(guided, free + 3 * (given - free), rtol=1e-5, atol=1e-5)

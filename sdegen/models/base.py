@@ -11,10 +11,11 @@ Salimans and Ho's.) In straight coordinates y = x_t/r obeys y = (1-u) x + u eps,
     c x + d eps = [ (c b - d a) y + ((1-u) d - u c) k p ] / [ (1-u) b - u a ]                                     (*)
 
 which is the only conversion in the library: drifts, denoisers and the predictions above are all of this form. It is
-finite wherever the bracket below is not 0: eps and score at u = 0, data at u = 1, v everywhere, velocity wherever dx/dt
+finite wherever the denominator is not 0: eps and score at u = 0, data at u = 1, v everywhere, velocity wherever dx/dt
 is finite.
 
-Progressive Distillation for Fast Sampling of Diffusion Models, Salimans and Ho, 2022, arXiv:2202.00512.
+References:
+    Progressive Distillation for Fast Sampling of Diffusion Models, Salimans and Ho, 2022, arXiv:2202.00512.
 """
 
 from __future__ import annotations
@@ -113,10 +114,17 @@ class Plan:
 
 
 class Model(nn.Module, ABC):
-    """What the solvers ask of a model: `path`, `query` and `estimate`; everything else follows from them."""
+    """What the solvers ask of a model: `path`, `query` and `estimate`; everything else follows from them.
+
+    Attributes:
+        path: the Gaussian path it answers on.
+        predicts: what its network returns on that path; None where there is none, or where it has another path.
+        exact: whether its answers are conditional expectations in closed form.
+        learns_variance: whether its network also answers for the variance of a chain's steps.
+    """
 
     path: GaussianPath
-    predicts: str | None = None  # what the network returns, on `path`; None where there is none, or it has another path
+    predicts: str | None = None
     exact: bool = False
     learns_variance: bool = False
 
@@ -127,9 +135,17 @@ class Model(nn.Module, ABC):
 
     @abstractmethod
     def query(self, u: Tensor, t: Tensor, c: Tensor, d: Tensor, e: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Prepare c x + d eps + e y where the clock shows `u` and the path's time is `t`, elementwise.
+        """Prepare c E[x | y] + d E[eps | y] + e y where the clock shows `u` and the path's time is `t`, elementwise.
 
-        Returns the time the network is shown and the numbers that `estimate` will need, all shaped like `u`.
+        Args:
+            u: the straight clock, (n,).
+            t: the path's own time there, (n,).
+            c: the factor of E[x | y], (n,).
+            d: the factor of E[eps | y], (n,).
+            e: the factor of y, (n,).
+
+        Returns:
+            the time the network is shown, and the numbers that `estimate` will need, all shaped like `u`.
         """
 
     @abstractmethod
@@ -154,7 +170,17 @@ class Model(nn.Module, ABC):
         In straight coordinates all paths are one, so at the clock u, that is at the same log-SNR, the network is shown
         its own path's time and state. Where `path` runs beyond the clocks the network was trained on, the verbs raise a
         ValueError that names the u=(from, to) that stays inside. A learned variance, which belongs to the steps of one
-        chain, stays behind. Raises ValueError for a path with another source.
+        chain, stays behind.
+
+        Args:
+            path: the path to follow.
+
+        Returns:
+            a model that every verb takes.
+
+        Raises:
+            TypeError: `path` is none.
+            ValueError: the path has another source.
         """
 
     def covers(self, u_from: float, u_to: float, slack: float = 1e-12) -> None:
@@ -213,7 +239,20 @@ class Model(nn.Module, ABC):
         return Plan(times, tuple(rest), self.working_dtype(y.dtype), len(y))
 
     def eps(self, x_t: Tensor, t: float | Tensor, cond: Cond = None) -> Tensor:
-        """E[eps | x_t]: the noise, shaped like `x_t` (B, *event); t is a scalar or (B,)."""
+        """E[eps | x_t], the noise; the other predictions below take the same arguments.
+
+        Args:
+            x_t: states, (B, *event).
+            t: the path's own time, a number or (B,).
+            cond: keyword arguments for the network.
+
+        Returns:
+            a tensor shaped like `x_t`, by one network call.
+
+        Raises:
+            TypeError: an argument of another type.
+            ValueError: a time off the path, or at an end where the answer is infinite.
+        """
         return self._predict("eps", x_t, t, cond)
 
     def score(self, x_t: Tensor, t: float | Tensor, cond: Cond = None) -> Tensor:

@@ -20,17 +20,22 @@ from sdegen.paths.gaussian import GaussianPath
 class ScoreModel(Model):
     """A network on a path: `net(x_t, t)` returns its prediction, shaped like x_t, for t of shape (B,).
 
-    net:      an nn.Module or any callable; with `cond` it is called as net(x_t, t, **cond).
-    path:     the Gaussian path it was, or will be, trained on.
-    predicts: "eps" | "score" | "data" | "velocity" | "v", what the network returns.
-    time:     a callable from the path's time t (B,) to what the network sees instead: for a network trained on the
-              integers of a `DDPM` chain, `time=path.index`. It receives t in at least float32; its answer is passed on.
-    learns_variance: the network returns twice the channels, (B, 2C, ...): its prediction, then for every value a number
-              in [-1, 1] that places the log-variance of a chain's step between its least and its largest, as
-              `Ancestral(variance="learned")` samples, `vlb` scores and `hybrid_loss` trains it.
-
     `model(x_t, t)` is the network's own output; `.eps .score .data .velocity .v` are conversions of it, each one
-    network call. Raises TypeError or ValueError if the path, the name or the network's output is not as described.
+    network call.
+
+    Args:
+        net: an nn.Module or any callable; with `cond` it is called as net(x_t, t, **cond).
+        path: the Gaussian path it was, or will be, trained on.
+        predicts: "eps" | "score" | "data" | "velocity" | "v", what the network returns.
+        time: a callable from the path's time t (B,) to what the network sees instead: for a network trained on the
+            integers of a `DDPM` chain, `time=path.index`. It receives t in at least float32; its answer is passed on.
+        learns_variance: the network returns twice the channels, (B, 2C, ...): its prediction, then for every value a
+            number in [-1, 1] that places the log-variance of a chain's step between its least and its largest, as
+            `Ancestral(variance="learned")` samples, `vlb` scores and `hybrid_loss` trains it.
+
+    Raises:
+        TypeError: an argument of another type; later, an output of the network that holds no real numbers.
+        ValueError: an unknown prediction, or one that the path has not; later, an output of another shape.
     """
 
     predicts: str

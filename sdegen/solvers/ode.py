@@ -228,7 +228,8 @@ class _AnyTime(_RightHandSide):
         if solver.rtol + atol < 4 * torch.finfo(problem.y.dtype).eps:
             raise ValueError(f"{solver!r} asks for more than {problem.y.dtype} states can hold; loosen rtol and atol.")
         ends = torch.tensor([problem.u_from, problem.u_to], dtype=torch.float64)
-        problem.model.plan(problem.y, ends, None, -torch.ones_like(ends), torch.ones_like(ends))  # are they singular?
+        plan = problem.model.plan(problem.y, ends, None, -torch.ones_like(ends), torch.ones_like(ends))
+        self._at_ends = dict(zip(ends.tolist(), plan, strict=True))  # which refuses singular ends before any call
         self.ends = ends.to(problem.y.device)
         self.options = {"step_t": self.ends[1:], "norm": self.norm, "max_num_steps": 2**31 - 1}
         self.tolerances = {"rtol": solver.rtol, "atol": atol}
@@ -246,7 +247,10 @@ class _AnyTime(_RightHandSide):
                 f"The network's output is NaN or infinite at the start of the solve, u = {self.problem.u_from:.6g}; "
                 f"{self._solver!r} cannot choose a step."
             )
-        u = torch.tensor([min(max(clock, self._low), self._high)], dtype=torch.float64)
+        clock = min(max(clock, self._low), self._high)
+        if clock in self._at_ends:
+            return self._at_ends[clock]
+        u = torch.tensor([clock], dtype=torch.float64)
         return self.problem.model.plan(self.problem.y, u, None, -self._one, self._one)[0]
 
     def result(self, state: Tensor) -> Result:

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from problems import PATHS
+from problems import PATHS, OwnVP
 
 import sdegen
 
@@ -56,6 +56,25 @@ def test_a_clock_that_another_path_would_reach_is_refused():
         sdegen.VPSDE().time(1.0)
     with pytest.raises(ValueError, match=r"u must lie in \[0.0099.*and it spans \[0, 0.5\]"):
         sdegen.VESDE().scale(torch.tensor([0.0, 0.5]))
+
+
+def test_the_prior_asks_for_clocks_of_the_path_whatever_scale_a_user_wrote():
+    class Own(OwnVP):
+        def scale(self, u):
+            return 1 / torch.sqrt((1 - u) ** 2 + u**2)
+
+    with pytest.raises(ValueError, match=r"u must lie in \[0.0, 0.99.*it is 2\."):
+        Own().prior_at(2.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_rounding_of_half_precision_is_rounding(dtype):
+    path = sdegen.VPSDE()
+    u = torch.linspace(0.0, path.ends[1], 50).to(dtype)
+    assert float(u[-1]) != path.ends[1]
+    assert bool(torch.isfinite(path.scale(torch.cat([u, u[-1:] + torch.finfo(dtype).eps / 2]))).all())
+    with pytest.raises(ValueError, match="u must lie"):
+        path.scale(torch.ones(1, dtype=dtype) + 4 * torch.finfo(dtype).eps)
 
 
 @every_path

@@ -185,7 +185,8 @@ class GaussianPath(ABC):
             beyond = self._clock(middle) > goal
             low, high = torch.where(beyond, low, middle), torch.where(beyond, middle, high)
         error_low, error_high = (self._clock(low) - goal).abs(), (self._clock(high) - goal).abs()
-        return torch.where(error_low <= error_high, low, high).to(u)
+        t = torch.where(error_low <= error_high, low, high)
+        return torch.where(goal.isnan(), goal, t).to(u)
 
     def scale(self, u: float | Tensor) -> Tensor:
         """r = alpha + sigma where the straight clock shows `u`."""

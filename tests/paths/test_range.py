@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -99,6 +100,17 @@ def test_no_accelerator_is_waited_for(path):
     assert path.clock(t).device.type == "meta"
     assert path.checked_times(t).device.type == "meta"
     assert path.checked_clocks(t).device.type == "meta"
+
+
+@every_path
+def test_what_an_accelerator_has_off_the_path_stays_nan(path):
+    """There the checks, which are left out here, answer NaN instead of raising: a loss must not come out finite."""
+    nan = torch.tensor([math.nan, 0.5])
+    unchecked = copy.deepcopy(path)
+    for owner in (unchecked, getattr(unchecked, "path", unchecked)):
+        vars(owner).update(checked_clocks=lambda u: torch.as_tensor(u), checked_times=lambda t: t)
+    for value in (unchecked.alpha(nan) + unchecked.sigma(nan), unchecked.time(nan), unchecked.scale(nan)):
+        assert value.isnan().tolist() == [True, False]
 
 
 @every_path

@@ -241,9 +241,12 @@ class DDPM(VariancePreserving):
         return torch.where(near, whole, position)
 
     def _within(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """The step (its number counted from 0) and the fraction of it; a knot belongs to the step it begins."""
+        """The step (its number counted from 0) and the fraction of it; a knot belongs to the step it begins.
+
+        The fraction is NaN where t is, as an accelerator has it off the path; there the step is one that exists.
+        """
         position = self._position(t)
-        k = torch.clamp(torch.floor(position), 0, self.steps - 1)
+        k = torch.clamp(torch.floor(position).nan_to_num(0.0), 0, self.steps - 1)
         return k.long(), (position - k).double()
 
     def beta(self, t: float | Tensor) -> Tensor:

@@ -127,6 +127,10 @@ class GaussianPath(ABC):
     Both take a floating tensor of times and return a tensor of the same shape, by torch operations; alpha/sigma must
     fall strictly from `t_data` to `t_noise`, both must be non-negative, and alpha is 1 where sigma is 0::
 
+        import torch
+        import sdegen
+        from sdegen.nets import MLP
+
         class Quadratic(sdegen.GaussianPath):
             def alpha(self, t):
                 return torch.exp(-4 * t**2)
@@ -134,7 +138,7 @@ class GaussianPath(ABC):
             def sigma(self, t):
                 return torch.sqrt(-torch.expm1(-8 * t**2))
 
-        model = sdegen.ScoreModel(net, Quadratic())
+        model = sdegen.ScoreModel(MLP(2), Quadratic())
 
     Derivatives then come from autograd and the inverse clock from bisection in float64, unless a path states its own
     `slopes`, `time` and `scale` in closed form, as those of the library do. All are compared with alpha and sigma once,
@@ -185,7 +189,8 @@ class GaussianPath(ABC):
             beyond = self._clock(middle) > goal
             low, high = torch.where(beyond, low, middle), torch.where(beyond, middle, high)
         error_low, error_high = (self._clock(low) - goal).abs(), (self._clock(high) - goal).abs()
-        return torch.where(error_low <= error_high, low, high).to(u)
+        t = torch.where(error_low <= error_high, low, high)
+        return torch.where(goal.isnan(), goal, t).to(u)
 
     def scale(self, u: float | Tensor) -> Tensor:
         """r = alpha + sigma where the straight clock shows `u`."""

@@ -169,7 +169,9 @@ HONEST = {
     "flat vp": sdegen.VPSDE(1e-3, 1e-3),
     "steep vp": sdegen.VPSDE(1e-4, 65.0),
     "steep subvp": sdegen.SubVPSDE(1e-4, 60.0),
+    "rough chain": sdegen.DDPM(1e-5 * torch.rand(10**6, generator=torch.Generator().manual_seed(0)).double() + 1e-9),
     "wide ve": sdegen.VESDE(1e-5, 1e5),
+    "widest ve": sdegen.VESDE(0.01, 1e13),
     "almost all noise": sdegen.CondOT(0.999),
     "long": sdegen.Retimed(sdegen.VPSDE(), 0.0, 1e4),
     "short": sdegen.Retimed(sdegen.CosineVPSDE(), 1e-4, 0.0),
@@ -202,7 +204,7 @@ def test_honest_chains_of_any_shape_pass():
 def test_the_path_that_the_docstring_writes_is_a_path():
     """As printed; it is VP with beta = 16 t."""
     text = textwrap.dedent(sdegen.GaussianPath.__doc__.split("::", 1)[1].split("Derivatives then", 1)[0])
-    names = {"sdegen": sdegen, "torch": torch, "net": lambda x, t: x}
+    names: dict[str, object] = {}
     exec(text, names)
     path, t = names["model"].path, torch.linspace(0.1, 0.9, 5)
     assert re.search(r"class \w+\(sdegen.GaussianPath\)", text)
@@ -210,8 +212,7 @@ def test_the_path_that_the_docstring_writes_is_a_path():
     assert path.ends[0] == 0
     torch.testing.assert_close(path.diffusion(t), torch.sqrt(16 * t))
     torch.testing.assert_close(path.time(path.clock(t)), t)
-    x = sdegen.sample(sdegen.Gaussian([0.5], 0.1).model(path), (3, 1), sdegen.ODESolver("rk4", steps=4))
-    assert x.shape == (3, 1)
+    assert sdegen.sample(names["model"], (3, 2), sdegen.ODESolver("rk4", steps=4)).shape == (3, 2)
 
 
 def test_a_user_path_with_its_ends_swapped_says_so_first():

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
 import torch
-from problems import PATHS
+from problems import PATHS, OwnVP
 
 import sdegen
 
@@ -58,6 +59,25 @@ def test_a_clock_that_another_path_would_reach_is_refused():
         sdegen.VESDE().scale(torch.tensor([0.0, 0.5]))
 
 
+def test_the_prior_asks_for_clocks_of_the_path_whatever_scale_a_user_wrote():
+    class Own(OwnVP):
+        def scale(self, u):
+            return 1 / torch.sqrt((1 - u) ** 2 + u**2)
+
+    with pytest.raises(ValueError, match=r"u must lie in \[0.0, 0.99.*it is 2\."):
+        Own().prior_at(2.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_rounding_of_half_precision_is_rounding(dtype):
+    path = sdegen.VPSDE()
+    u = torch.linspace(0.0, path.ends[1], 50).to(dtype)
+    assert float(u[-1]) != path.ends[1]
+    assert bool(torch.isfinite(path.scale(torch.cat([u, u[-1:] + torch.finfo(dtype).eps / 2]))).all())
+    with pytest.raises(ValueError, match="u must lie"):
+        path.scale(torch.ones(1, dtype=dtype) + 4 * torch.finfo(dtype).eps)
+
+
 @every_path
 def test_rounding_is_taken_back_to_the_ends(path):
     low, high = (torch.tensor(end) for end in path.ends)
@@ -80,6 +100,17 @@ def test_no_accelerator_is_waited_for(path):
     assert path.clock(t).device.type == "meta"
     assert path.checked_times(t).device.type == "meta"
     assert path.checked_clocks(t).device.type == "meta"
+
+
+@every_path
+def test_what_an_accelerator_has_off_the_path_stays_nan(path):
+    """There the checks, which are left out here, answer NaN instead of raising: a loss must not come out finite."""
+    nan = torch.tensor([math.nan, 0.5])
+    unchecked = copy.deepcopy(path)
+    for owner in (unchecked, getattr(unchecked, "path", unchecked)):
+        vars(owner).update(checked_clocks=lambda u: torch.as_tensor(u), checked_times=lambda t: t)
+    for value in (unchecked.alpha(nan) + unchecked.sigma(nan), unchecked.time(nan), unchecked.scale(nan)):
+        assert value.isnan().tolist() == [True, False]
 
 
 @every_path

@@ -8,7 +8,6 @@ from flows import OT
 from problems import ring
 
 import sdegen
-from sdegen.datasets import two_moons
 from sdegen.nets import MLP
 
 
@@ -30,24 +29,25 @@ def test_straightness_of_a_gaussian_flow_has_a_closed_form():
 
 @pytest.mark.slow
 def test_rectification_straightens():
+    """A network trained on the pairs that an exact, curved flow makes: a hundredth of its bend."""
     torch.set_default_dtype(torch.float32)
-    bends = []
-    model = None
-    for round_ in range(2):
-        torch.manual_seed(round_)
-        teacher = model
-        model = sdegen.ScoreModel(MLP(2, 64), OT if teacher is None else sdegen.Interpolant(), "velocity")
-        optimiser = torch.optim.Adam(model.parameters(), 4e-3)
-        z = torch.randn(4000, 2)
-        x = two_moons(4000) if teacher is None else sdegen.rectify(teacher, z, sdegen.ODESolver("rk4", steps=20))
-        for _ in range(800):
-            i = torch.randint(4000, (256,))
-            loss = sdegen.loss(model, x[i], noise=None if teacher is None else z[i])
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-        bends.append(float(sdegen.straightness(model, torch.randn(500, 2)).mean()))
-    assert bends[1] < 0.4 * bends[0]
+    torch.manual_seed(0)
+    teacher = sdegen.GaussianMixture(torch.tensor([[-1.5, 0.0], [1.5, 0.0]]), 0.3).model(OT)
+    z = torch.randn(4000, 2)
+    x = sdegen.rectify(teacher, z, sdegen.ODESolver("rk4", steps=20))
+    student = sdegen.ScoreModel(MLP(2, 64), sdegen.Interpolant(), "velocity")
+    optimiser = torch.optim.Adam(student.parameters(), 4e-3)
+    for _ in range(300):
+        i = torch.randint(4000, (256,))
+        loss = sdegen.loss(student, x[i], noise=z[i])
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    fresh = torch.randn(500, 2)
+    bends = [float(sdegen.straightness(model, fresh).mean()) for model in (teacher, student)]
+    assert bends[1] < 0.01 * bends[0]
+    ends = [sdegen.decode(model, fresh, sdegen.ODESolver("rk4", steps=20)) for model in (teacher, student)]
+    assert float((ends[0] - ends[1]).square().sum(1).mean().sqrt()) < 0.2
 
 
 def test_rectify_is_decode_from_the_source():

@@ -25,7 +25,7 @@ def model_density(target, path, x):
 @every_path
 def test_eight_modes_in_the_plane(path):
     target = ring()
-    x = target.marginal(path, path.t_data).sample(256)
+    x = target.marginal(path, path.t_data).sample(64)
     model, data = target.model(path), target.marginal(path, path.t_data).log_prob(x)
     assert float((sdegen.log_prob(model, x, TIGHT) - model_density(target, path, x)).abs().max()) < 1e-8
     exact_prior = target.marginal(path, path.t_noise)
@@ -38,7 +38,7 @@ def test_eight_modes_in_the_plane(path):
 @pytest.mark.parametrize("path", ["vp", "condot"])
 def test_full_covariances_in_64_dimensions(path):
     path, target = PATHS[path], mixture64()
-    x = target.sample(64)
+    x = target.sample(16)
     exact, latents = target.marginal(path, path.t_noise), []
 
     class Spy:

@@ -5,7 +5,8 @@
 A variance-preserving SDE scales x by exp(-(B_k - B_{k-1})/2) from t_{k-1} to t_k, which is sqrt(1 - beta_k): the chain
 is that SDE observed on its grid, whatever B does in between. Conversely beta_k = 1 - exp(-(B_k - B_{k-1})).
 
-Denoising Diffusion Probabilistic Models, Ho et al., 2020, arXiv:2006.11239.
+References:
+    Denoising Diffusion Probabilistic Models, Ho et al., 2020, arXiv:2006.11239.
 """
 
 from __future__ import annotations
@@ -27,54 +28,82 @@ NEWTON_STEPS = 20
 
 
 class Knots(Tensor):
-    """Clocks of a chain."""
+    """The clocks u that a chain visits, from noise to data, (steps + 1,): a tensor that carries its own start.
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    A solver whose `grid` it is starts at the first of them, wherever the path ends. Slices of it and sums with it are
+    plain tensors.
+    """
+
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]  # as nn.Parameter does it
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Knots:
+        return self.clone().as_subclass(Knots)
 
 
 class DDPM(VariancePreserving):
-    """The discrete chain as a path: K betas, t_k = k/K, alpha(t_k)^2 = prod over j <= k of (1 - beta_j).
+    """The discrete chain as a path.
 
-    B(t_k) = -sum over j <= k of log(1 - beta_j), so that the chain is exactly this variance-preserving SDE observed on
-    its grid. Between the knots B is linear, or with `smooth` a monotone cubic with a continuous slope (PCHIP). Only
-    t(u), the time a network is shown, depends on it: where it has kinks, high-order solvers lose their order.
+    K betas, t_k = k/K, alpha(t_k)^2 = prod over j <= k of (1 - beta_j), sigma^2 = 1 - alpha^2
 
-    betas:  K numbers in (0, 1), a tensor, array or list; a ValueError names the first one outside.
-    smooth: interpolate by a monotone C1 cubic instead of straight lines.
+    With B(t_k) = -sum over j <= k of log(1 - beta_j) the chain is exactly this variance-preserving SDE observed on its
+    grid. Between the knots B is linear, or with `smooth` a monotone cubic with a continuous slope (PCHIP). Only t(u),
+    the time a network is shown, depends on it: where it has kinks, high-order solvers lose their order.
 
     `DDPM.linear`, `DDPM.cosine` and `DDPM.from_path` give the usual chains; a network trained on the integers k is
-    adapted with `ScoreModel(..., time=path.index)`.
-    Ho et al., 2020, arXiv:2006.11239; Monotone Piecewise Cubic Interpolation, Fritsch and Carlson, 1980.
+    adapted with `ScoreModel(..., time=path.index)`. Two chains with the same betas and the same `smooth` are equal.
+
+    Args:
+        betas: K numbers in (0, 1), a tensor, array or list, kept in float64.
+        smooth: interpolate by a monotone C1 cubic instead of straight lines.
+
+    Raises:
+        TypeError: for betas that are not real numbers.
+        ValueError: for betas outside (0, 1); it names the first one.
+
+    References:
+        Denoising Diffusion Probabilistic Models, Ho et al., 2020, arXiv:2006.11239.
+        Monotone Piecewise Cubic Interpolation, Fritsch and Carlson, 1980.
     """
 
+    steps: int
+
     def __init__(self, betas: Tensor | np.ndarray | Sequence[float], *, smooth: bool = False):
-        try:
-            table = torch.as_tensor(betas).detach().to("cpu")
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise TypeError(f"betas must be numbers in a tensor, array or list, and they are {betas!r}.") from error
-        if table.is_complex() or table.dtype is torch.bool:
-            raise TypeError(f"betas must be real numbers, and they have dtype {table.dtype}.")
-        table = table.double()
-        if table.ndim != 1 or table.numel() == 0:
-            raise ValueError(f"betas must be a non-empty 1-D sequence, and it has shape {tuple(table.shape)}.")
-        wrong = torch.nonzero(~((table > 0) & (table < 1)))
-        if len(wrong):
-            k = int(wrong[0])
-            raise ValueError(f"Every beta must lie in (0, 1), and betas[{k}] is {float(table[k])}.")
         if not isinstance(smooth, bool):
             raise TypeError(f"smooth must be True or False, and it is {smooth!r}.")
-        self.betas = table
-        self.steps = len(table)
+        self.betas = _checked_betas(betas)
+        self.steps = len(self.betas)
         self.smooth = smooth
-        gains = -torch.log1p(-table)
+        gains = -torch.log1p(-self.betas)
         knots = np.concatenate([[0.0], np.cumsum(gains.numpy(), dtype=np.longdouble)]).astype(np.float64)
         self._tables = {"cpu": (torch.from_numpy(knots), _cubics(knots) if smooth else _lines(knots))}
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, DDPM) and self.smooth == other.smooth and torch.equal(self.betas, other.betas)
+
+    def __hash__(self) -> int:
+        return hash((self.smooth, self.betas.numpy().tobytes()))
 
     @classmethod
     def linear(
         cls, steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02, *, smooth: bool = False
     ) -> DDPM:
-        """Ho et al.'s schedule: betas evenly spaced between two numbers in (0, 1); ValueError outside."""
+        """Ho et al.'s schedule: betas evenly spaced.
+
+        Args:
+            steps: K, the number of betas.
+            beta_start: the first of them, in (0, 1).
+            beta_end: the last of them, in (0, 1).
+            smooth: as in `DDPM`.
+
+        Returns:
+            The chain.
+
+        Raises:
+            ValueError: for a beta outside (0, 1).
+
+        References:
+            Denoising Diffusion Probabilistic Models, Ho et al., 2020, arXiv:2006.11239.
+        """
         steps = _checks.whole("steps", steps)
         for name, beta in (("beta_start", beta_start), ("beta_end", beta_end)):
             _checks.real(name, beta, 0, 1, strict=True)
@@ -82,9 +111,19 @@ class DDPM(VariancePreserving):
 
     @classmethod
     def cosine(cls, steps: int = 1000, *, s: float = 0.008, max_beta: float = 0.999, smooth: bool = False) -> DDPM:
-        """Nichol and Dhariwal's schedule: `CosineVPSDE(s)` on its grid, the last beta cut to `max_beta`.
+        """Nichol and Dhariwal's schedule: `CosineVPSDE(s)` on its grid, every beta cut to `max_beta`.
 
-        2021, arXiv:2102.09672. Without the cut the last beta would be 1.
+        Args:
+            steps: K, the number of betas.
+            s: the schedule's offset.
+            max_beta: the largest beta there may be; without the cut the last one would be 1.
+            smooth: as in `DDPM`.
+
+        Returns:
+            The chain.
+
+        References:
+            Improved Denoising Diffusion Probabilistic Models, Nichol and Dhariwal, 2021, arXiv:2102.09672.
         """
         return cls.from_path(CosineVPSDE(s), steps, max_beta=max_beta, smooth=smooth)
 
@@ -92,9 +131,21 @@ class DDPM(VariancePreserving):
     def from_path(cls, path: GaussianPath, steps: int, *, max_beta: float | None = None, smooth: bool = False) -> DDPM:
         """The chain that *is* a variance-preserving `path` on the grid uniform in time, with no error at any K.
 
-        beta_k = 1 - exp(-(B(t_k) - B(t_{k-1}))), B = -log alpha^2. `max_beta` cuts every beta, which a path that ends
-        in pure noise (alpha = 0) needs: the chain is then the path at every k but the last.
-        Raises ValueError unless alpha^2 + sigma^2 = 1 and sigma is 0 at the data.
+        beta_k = 1 - exp(-(B(t_k) - B(t_{k-1}))), B = -log alpha^2
+
+        Args:
+            path: with alpha^2 + sigma^2 = 1 and sigma = 0 at the data.
+            steps: K, the number of betas.
+            max_beta: the largest beta there may be; a path that ends in pure noise (alpha = 0) needs it, and the chain
+                is then the path at every k but the last.
+            smooth: as in `DDPM`.
+
+        Returns:
+            The chain.
+
+        Raises:
+            TypeError: for a path of another kind.
+            ValueError: for a path that is no chain's, or reaches pure noise without `max_beta`.
         """
         if not isinstance(path, GaussianPath):
             raise TypeError(f"path must be a GaussianPath such as VPSDE(), and it is {path!r}.")
@@ -103,7 +154,7 @@ class DDPM(VariancePreserving):
             raise ValueError(f"A DDPM starts at clean data, and {path!r} starts at u = {path.ends[0]:g}.")
         if max_beta is not None:
             _checks.real("max_beta", max_beta, 0, 1, strict=True)
-        t = path.t_data + (path.t_noise - path.t_data) * torch.arange(steps + 1, dtype=torch.float64) / steps
+        t = path.at(torch.arange(steps + 1, dtype=torch.float64) / steps)
         alpha, sigma = path.alpha(t), path.sigma(t)
         gap = float((alpha**2 + sigma**2 - 1).abs().max())
         if not gap < 1e-9:
@@ -128,16 +179,37 @@ class DDPM(VariancePreserving):
         Below the first trained step, t < 1/K, it is held at 0: the network answers for its lowest noise level. For a
         network with an embedding table take `lambda t: path.index(t).round().long()`; for one on another
         variance-preserving path, `lambda t: chain.index(chain.time(path.clock(t)))`, which matches the log-SNR.
+
+        Args:
+            t: times of this path, of any shape.
+
+        Returns:
+            Numbers in [0, K-1], shaped like `t`, exact at the knots.
+
+        Raises:
+            ValueError: for times off the path.
         """
         return torch.clamp(self._position(self.checked_times(as_time(t)), slack=1e-9) - 1, min=0)
 
-    def respaced(self, steps: int, spacing: str = "leading") -> Tensor:
-        """A shorter chain: steps + 1 clocks u from noise to data, for `grid=` of `Ancestral` and `DDIM`.
+    def respaced(self, steps: int, spacing: str = "leading") -> Knots:
+        """A shorter chain: the clocks it visits, from noise to data, for `grid=` of `Ancestral` and `DDIM`.
 
-        With gap = K // steps, "leading" visits k = 1 + gap (steps - 1), ..., 1 + gap, 1 and starts below the noise end,
-        so the solve needs `u=(float(grid[0]), 0.0)`; "trailing" visits k = K, K - K/steps, ..., rounded; both end at 0.
-        Common Diffusion Noise Schedules and Sample Steps are Flawed, Lin et al., 2024, arXiv:2305.08891, table 2.
-        Raises ValueError for more steps than the chain has.
+        With gap = K // steps, "leading" visits k = 1 + gap (steps - 1), ..., 1 + gap, 1 and starts below the noise end;
+        "trailing" visits k = K, K - K/steps, ..., rounded; both end at 0. The knots carry their start, so that a solve
+        on them runs without `u=`.
+
+        Args:
+            steps: the number of steps of the shorter chain.
+            spacing: "leading" or "trailing".
+
+        Returns:
+            `Knots`, (steps + 1,) in float64 on the CPU.
+
+        Raises:
+            ValueError: for more steps than the chain has.
+
+        References:
+            Common Diffusion Noise Schedules and Sample Steps are Flawed, Lin et al., 2024, arXiv:2305.08891, table 2.
         """
         steps = _checks.whole("steps", steps)
         _checks.choice("spacing", spacing, ("leading", "trailing"))
@@ -147,7 +219,7 @@ class DDPM(VariancePreserving):
             k = 1 + (self.steps // steps) * torch.arange(steps - 1, -1, -1, dtype=torch.float64)
         else:
             k = torch.round(self.steps * (torch.arange(steps, 0, -1, dtype=torch.float64) / steps))
-        return self.clock(torch.cat([k, k.new_zeros(1)]) / self.steps)
+        return self.clock(torch.cat([k, k.new_zeros(1)]) / self.steps).as_subclass(Knots)
 
     def __getstate__(self) -> dict[str, object]:
         """Copies on other devices stay where they are."""
@@ -157,7 +229,8 @@ class DDPM(VariancePreserving):
         """B at the knots (K+1,) and the coefficients (3, K) within steps, in float64, on the device of `t`."""
         device = str(t.device)
         if device not in self._tables:
-            self._tables[device] = tuple(table.to(t.device) for table in self._tables["cpu"])
+            knots, coefficients = self._tables["cpu"]
+            self._tables[device] = knots.to(t.device), coefficients.to(t.device)
         return self._tables[device]
 
     def _position(self, t: Tensor, slack: float = 0.0) -> Tensor:
@@ -176,21 +249,24 @@ class DDPM(VariancePreserving):
     def beta(self, t: float | Tensor) -> Tensor:
         """B', at a knot the slope of the step towards the noise."""
         t = as_time(t)
-        (_, (c1, c2, c3)), (k, q) = self._table(t), self._within(t)
+        (_, coefficients), (k, q) = self._table(t), self._within(t)
+        c1, c2, c3 = coefficients.unbind()
         return (self.steps * (c1[k] + q * (2 * c2[k] + q * 3 * c3[k]))).to(t)
 
     def integrated_beta(self, t: float | Tensor) -> Tensor:
         """B, exact at the knots."""
         t = as_time(t)
-        (B, (c1, c2, c3)), (k, q) = self._table(t), self._within(t)
+        (B, coefficients), (k, q) = self._table(t), self._within(t)
+        c1, c2, c3 = coefficients.unbind()
         return (B[k] + q * (c1[k] + q * (c2[k] + q * c3[k]))).to(t)
 
     def _time_of(self, B: Tensor) -> Tensor:
         """Newton's method within the step, kept inside a shrinking bracket; exact at once where B is linear."""
-        knots, (c1, c2, c3) = self._table(B)
+        knots, coefficients = self._table(B)
         goal = B.double().contiguous()
         k = torch.clamp(torch.searchsorted(knots, goal, right=True) - 1, 0, self.steps - 1)
-        goal, c1, c2, c3 = goal - knots[k], c1[k], c2[k], c3[k]
+        goal = goal - knots[k]
+        c1, c2, c3 = coefficients[:, k].unbind()
         q = goal / (knots[k + 1] - knots[k])
         if self.smooth:
             low, high = torch.zeros_like(q), torch.ones_like(q)
@@ -200,6 +276,29 @@ class DDPM(VariancePreserving):
                 newton = q - excess / (c1 + q * (2 * c2 + q * 3 * c3))
                 q = torch.where((newton >= low) & (newton <= high), newton, 0.5 * (low + high))
         return ((k + q) / self.steps).to(B)
+
+
+def _checked_betas(betas: object) -> Tensor:
+    """`betas` as a float64 tensor (K,) of its own on the CPU, after a TypeError or ValueError unless they are betas.
+
+    A list is read in float64, whatever torch's default dtype is: 1e-4 stays 1e-4.
+    """
+    try:
+        table = torch.as_tensor(betas).detach().to("cpu")
+        if table.is_floating_point():
+            table = torch.as_tensor(betas, dtype=torch.float64, device="cpu").detach().clone()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"betas must be numbers in a tensor, array or list, and they are {betas!r}.") from error
+    if table.is_complex() or table.dtype is torch.bool:
+        raise TypeError(f"betas must be real numbers, and they have dtype {table.dtype}.")
+    table = table.double()
+    if table.ndim != 1 or table.numel() == 0:
+        raise ValueError(f"betas must be a non-empty 1-D sequence, and it has shape {tuple(table.shape)}.")
+    wrong = torch.nonzero(~((table > 0) & (table < 1)))
+    if len(wrong):
+        k = int(wrong[0])
+        raise ValueError(f"Every beta must lie in (0, 1), and betas[{k}] is {float(table[k])}.")
+    return table
 
 
 def _lines(knots: np.ndarray) -> Tensor:

@@ -3,7 +3,9 @@
 Each states alpha, sigma, their derivatives in its own time, and the two functions of the straight clock u that the
 dynamics use, t(u) and r(u), in forms that lose no digits near the data: expm1 for 1 - exp, tangents for acos.
 
-Song et al., 2021, arXiv:2011.13456; Ho et al., 2020, arXiv:2006.11239.
+References:
+    Score-Based Generative Modeling through Stochastic Differential Equations, Song et al., 2021, arXiv:2011.13456.
+    Denoising Diffusion Probabilistic Models, Ho et al., 2020, arXiv:2006.11239.
 """
 
 from __future__ import annotations
@@ -21,7 +23,10 @@ from sdegen.paths.gaussian import GaussianPath, Slopes, UnitVariance
 
 
 class VariancePreserving(UnitVariance):
-    """alpha^2 + sigma^2 = 1, so r = 1/sqrt((1-u)^2 + u^2), with alpha^2 = exp(-B(t)) and B' = beta."""
+    """A path with alpha^2 + sigma^2 = 1, so r = 1/sqrt((1-u)^2 + u^2), that is given by its noise rate.
+
+    alpha^2 = exp(-B(t)), B' = beta
+    """
 
     @abstractmethod
     def beta(self, t: float | Tensor) -> Tensor:
@@ -36,11 +41,11 @@ class VariancePreserving(UnitVariance):
         """The inverse of `integrated_beta`."""
 
     def alpha(self, t: float | Tensor) -> Tensor:
-        """exp(-B/2)."""
+        """alpha = exp(-B/2)."""
         return torch.exp(-0.5 * self.integrated_beta(t))
 
     def sigma(self, t: float | Tensor) -> Tensor:
-        """sqrt(1 - exp(-B)), by expm1."""
+        """sigma = sqrt(1 - exp(-B)), by expm1."""
         return torch.sqrt(-torch.expm1(-self.integrated_beta(t)))
 
     def slopes(self, t: float | Tensor) -> Slopes:
@@ -49,8 +54,8 @@ class VariancePreserving(UnitVariance):
         return Slopes(-0.5 * beta * alpha, 0.5 * beta * alpha**2 / self.sigma(t), beta * alpha**2)
 
     def time(self, u: float | Tensor) -> Tensor:
-        """From exp(B) = 1 + (u/(1-u))^2."""
-        u = as_time(u)
+        """The inverse of exp(B) = 1 + (u/(1-u))^2."""
+        u = self.checked_clocks(u)
         return self._time_of(torch.log1p((u / (1 - u)) ** 2))
 
 
@@ -68,7 +73,7 @@ class _LinearBeta:
             raise ValueError(f"beta_min must not exceed beta_max, and they are {self.beta_min} and {self.beta_max}.")
 
     def beta(self, t: float | Tensor) -> Tensor:
-        """beta_min + (beta_max - beta_min) t."""
+        """beta = beta_min + (beta_max - beta_min) t."""
         return self.beta_min + (self.beta_max - self.beta_min) * as_time(t)
 
     def integrated_beta(self, t: float | Tensor) -> Tensor:
@@ -82,33 +87,54 @@ class _LinearBeta:
 
 @dataclass(frozen=True)
 class VPSDE(_LinearBeta, VariancePreserving):
-    """Variance-preserving SDE, the limit of the DDPM chain: dx = -beta(t)/2 x dt + sqrt(beta(t)) dw, t in [0, 1].
+    """Variance-preserving SDE, the limit of the DDPM chain, t in [0, 1].
+
+    dx = -beta(t)/2 x dt + sqrt(beta(t)) dw, with beta(t) = beta_min + (beta_max - beta_min) t, so that
+
+        alpha^2 = exp(-B)       sigma^2 = 1 - exp(-B)       B(t) = beta_min t + (beta_max - beta_min) t^2 / 2
 
     One DDPM step with beta_k = beta(t_k)/K is x_k = sqrt(1 - beta_k) x_{k-1} + sqrt(beta_k) e_k. As K grows,
     sqrt(1 - beta_k) = 1 - beta(t_k)/(2K) + O(1/K^2), so the drift is -beta(t) x/2 and the diffusion sqrt(beta(t));
     the marginals of the chain approach those of the SDE at the rate 1/K. With beta_k = 1 - exp(-(B(t_k) - B(t_{k-1})))
     instead, the chain *is* the SDE observed on the grid, at every K.
 
-    alpha^2 = exp(-B), sigma^2 = 1 - exp(-B), B(t) = beta_min t + (beta_max - beta_min) t^2 / 2.
-    Raises ValueError unless 0 < beta_min <= beta_max.
-    Denoising Diffusion Probabilistic Models, Ho et al., 2020, arXiv:2006.11239; Song et al., 2021, arXiv:2011.13456.
+    Args:
+        beta_min: the noise rate at the data.
+        beta_max: the noise rate at the noise end.
+
+    Raises:
+        ValueError: unless 0 < beta_min <= beta_max.
+
+    References:
+        Denoising Diffusion Probabilistic Models, Ho et al., 2020, arXiv:2006.11239.
+        Score-Based Generative Modeling through Stochastic Differential Equations, Song et al., 2021, arXiv:2011.13456.
     """
 
 
 @dataclass(frozen=True)
 class SubVPSDE(_LinearBeta, GaussianPath):
-    """Sub-VP SDE: alpha = exp(-B/2), sigma = 1 - exp(-B) (the deviation, not the variance), B as in `VPSDE`.
+    """Sub-VP SDE, whose variance stays below that of `VPSDE`, t in [0, 1].
 
-    g^2 = beta (1 - exp(-2B)). Raises ValueError unless 0 < beta_min <= beta_max.
-    Song et al., 2021, arXiv:2011.13456.
+    alpha = exp(-B/2), sigma = 1 - exp(-B) (the deviation, not the variance), g^2 = beta (1 - exp(-2B)), with beta and B
+    as in `VPSDE`.
+
+    Args:
+        beta_min: the noise rate beta at the data.
+        beta_max: the noise rate beta at the noise end.
+
+    Raises:
+        ValueError: unless 0 < beta_min <= beta_max.
+
+    References:
+        Score-Based Generative Modeling through Stochastic Differential Equations, Song et al., 2021, arXiv:2011.13456.
     """
 
     def alpha(self, t: float | Tensor) -> Tensor:
-        """exp(-B/2)."""
+        """alpha = exp(-B/2)."""
         return torch.exp(-0.5 * self.integrated_beta(t))
 
     def sigma(self, t: float | Tensor) -> Tensor:
-        """1 - exp(-B), by expm1."""
+        """sigma = 1 - exp(-B), by expm1."""
         return -torch.expm1(-self.integrated_beta(t))
 
     def slopes(self, t: float | Tensor) -> Slopes:
@@ -118,23 +144,34 @@ class SubVPSDE(_LinearBeta, GaussianPath):
         return Slopes(-0.5 * beta * alpha, slope, 2 * self.sigma(t) * slope)
 
     def time(self, u: float | Tensor) -> Tensor:
-        """From sigma = 1 - alpha^2, so that B = -log(1 - sigma)."""
-        u = as_time(u)
-        return self._time_of(-torch.log1p(-u * self.scale(u)))
+        """The inverse of sigma = 1 - alpha^2, from which B = -log(1 - sigma)."""
+        u = self.checked_clocks(u)
+        return self._time_of(-torch.log1p(-u * self._scale(u)))
 
     def scale(self, u: float | Tensor) -> Tensor:
         """The positive root of (1-u)^2 r^2 + u r = 1."""
-        u = as_time(u)
+        return self._scale(self.checked_clocks(u))
+
+    def _scale(self, u: Tensor) -> Tensor:
         return 2 / (u + torch.sqrt(u**2 + 4 * (1 - u) ** 2))
 
 
 @dataclass(frozen=True)
 class CosineVPSDE(UnitVariance):
-    """Cosine schedule: alpha = cos(theta) / cos(theta_0), theta = theta_0 + pi t / (2(1+s)), theta_0 = pi s / (2(1+s)).
+    """Cosine schedule, variance preserving, t in [0, 1].
 
-    Variance preserving, with alpha(1) = 0 exactly: sin(pi/2 - theta) is used for the cosine, and differences of
-    tangents for the inverse. `s` is the offset (0.008 in the source); raises ValueError unless 0 < s < 1.
-    Improved Denoising Diffusion Probabilistic Models, Nichol and Dhariwal, 2021, arXiv:2102.09672.
+    alpha = cos(theta) / cos(theta_0), theta = theta_0 + pi t / (2(1+s)), theta_0 = pi s / (2(1+s))
+
+    alpha(1) = 0 exactly: sin(pi/2 - theta) is used for the cosine, and differences of tangents for the inverse.
+
+    Args:
+        s: the offset that keeps the first steps from being too small, 0.008 as in the source.
+
+    Raises:
+        ValueError: unless 0 < s < 1.
+
+    References:
+        Improved Denoising Diffusion Probabilistic Models, Nichol and Dhariwal, 2021, arXiv:2102.09672.
     """
 
     s: float = 0.008
@@ -151,11 +188,11 @@ class CosineVPSDE(UnitVariance):
         return self._rate * self.s
 
     def alpha(self, t: float | Tensor) -> Tensor:
-        """cos(theta) / cos(theta_0)."""
+        """alpha = cos(theta) / cos(theta_0)."""
         return torch.sin(self._rate * (1 - as_time(t))) / math.cos(self._start)
 
     def sigma(self, t: float | Tensor) -> Tensor:
-        """sqrt(cos^2 theta_0 - cos^2 theta) / cos(theta_0), as a product of two sines."""
+        """sigma = sqrt(cos^2 theta_0 - cos^2 theta) / cos(theta_0), as a product of two sines."""
         turned = self._rate * as_time(t)
         return torch.sqrt(torch.sin(turned) * torch.sin(turned + 2 * self._start)) / math.cos(self._start)
 
@@ -168,7 +205,7 @@ class CosineVPSDE(UnitVariance):
 
     def time(self, u: float | Tensor) -> Tensor:
         """theta - theta_0 from the tangents: cos^2 theta_0 tan^2 theta = (u/(1-u))^2 + sin^2 theta_0."""
-        u = as_time(u)
+        u = self.checked_clocks(u)
         sin, cos = math.sin(self._start), math.cos(self._start)
         root = torch.sqrt(u**2 + (sin * (1 - u)) ** 2)
         turned = torch.atan2(cos * u**2, (root + sin * (1 - u)) * (cos**2 * (1 - u) + sin * root))
@@ -177,10 +214,21 @@ class CosineVPSDE(UnitVariance):
 
 @dataclass(frozen=True)
 class VESDE(GaussianPath):
-    """Variance-exploding SDE: alpha = 1, sigma = sigma_min (sigma_max/sigma_min)^t; t = 0 is data at noise sigma_min.
+    """Variance-exploding SDE, t in [0, 1].
+
+    alpha = 1, sigma = sigma_min (sigma_max/sigma_min)^t
 
     Its clock starts at u = sigma_min/(1 + sigma_min) > 0: "data" on this path means x blurred by sigma_min.
-    Raises ValueError unless 0 < sigma_min < sigma_max. Song et al., 2021, arXiv:2011.13456.
+
+    Args:
+        sigma_min: the deviation of the noise at t = 0.
+        sigma_max: the deviation of the noise at t = 1.
+
+    Raises:
+        ValueError: unless 0 < sigma_min < sigma_max.
+
+    References:
+        Score-Based Generative Modeling through Stochastic Differential Equations, Song et al., 2021, arXiv:2011.13456.
     """
 
     sigma_min: float = 0.01
@@ -197,23 +245,23 @@ class VESDE(GaussianPath):
         return math.log(self.sigma_max / self.sigma_min)
 
     def alpha(self, t: float | Tensor) -> Tensor:
-        """1."""
+        """alpha = 1."""
         return torch.ones_like(as_time(t))
 
     def sigma(self, t: float | Tensor) -> Tensor:
-        """sigma_min (sigma_max/sigma_min)^t."""
+        """sigma = sigma_min (sigma_max/sigma_min)^t."""
         return self.sigma_min * torch.exp(self._octaves * as_time(t))
 
     def slopes(self, t: float | Tensor) -> Slopes:
-        """sigma' = sigma log(sigma_max/sigma_min)."""
+        """alpha' = 0 and sigma' = sigma log(sigma_max/sigma_min)."""
         sigma = self.sigma(t)
         return Slopes(torch.zeros_like(sigma), self._octaves * sigma, 2 * self._octaves * sigma**2)
 
     def time(self, u: float | Tensor) -> Tensor:
-        """log(sigma/sigma_min) / log(sigma_max/sigma_min) with sigma = u/(1-u)."""
-        u = as_time(u)
+        """t = log(sigma/sigma_min) / log(sigma_max/sigma_min) with sigma = u/(1-u)."""
+        u = self.checked_clocks(u)
         return torch.log(u / (1 - u) / self.sigma_min) / self._octaves
 
     def scale(self, u: float | Tensor) -> Tensor:
-        """1 + sigma = 1/(1-u)."""
-        return 1 / (1 - as_time(u))
+        """r = 1 + sigma = 1/(1-u)."""
+        return 1 / (1 - self.checked_clocks(u))

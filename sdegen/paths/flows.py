@@ -2,16 +2,19 @@
 
 `CondOT` and `Trigonometric` are Gaussian paths like any other. `Interpolant` puts another source, or another coupling
 of source and data, in the place of independent Gaussian noise: the ODE dy/du = E[z - x | y] stays what it is, and the
-score is lost. `Retimed` reads a path's clock on another scale or backwards.
+score is lost. `Retimed` reads a path's clock on another scale or backwards. Both are paths that wrap a path.
 
-Flow Matching for Generative Modeling, Lipman et al., 2023, arXiv:2210.02747; Flow Straight and Fast, Liu et al., 2023,
-arXiv:2209.03003; Stochastic Interpolants, Albergo et al., 2023, arXiv:2303.08797.
+References:
+    Flow Matching for Generative Modeling, Lipman et al., 2023, arXiv:2210.02747.
+    Flow Straight and Fast, Liu et al., 2023, arXiv:2209.03003.
+    Stochastic Interpolants, Albergo et al., 2023, arXiv:2303.08797.
 """
 
 from __future__ import annotations
 
+import inspect
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import torch
 from torch import Tensor
@@ -23,9 +26,18 @@ from sdegen.paths.gaussian import GaussianPath, Slopes, Source, UnitVariance
 
 @dataclass(frozen=True)
 class CondOT(GaussianPath):
-    """Flow matching's straight path in its own clock: x_t = t x + (1 - (1 - sigma_min) t) eps, noise at 0, data at 1.
+    """Flow matching's straight path in its own clock, noise at t = 0, data at t = 1.
 
-    Raises ValueError unless 0 <= sigma_min < 1. Lipman et al., 2023, arXiv:2210.02747.
+    x_t = t x + (1 - (1 - sigma_min) t) eps
+
+    Args:
+        sigma_min: the noise that is left at the data, in [0, 1).
+
+    Raises:
+        ValueError: unless 0 <= sigma_min < 1.
+
+    References:
+        Flow Matching for Generative Modeling, Lipman et al., 2023, arXiv:2210.02747.
     """
 
     sigma_min: float = 0.0
@@ -37,11 +49,11 @@ class CondOT(GaussianPath):
             raise ValueError(f"sigma_min must be below 1, and it is {self.sigma_min}.")
 
     def alpha(self, t: float | Tensor) -> Tensor:
-        """t."""
+        """alpha = t."""
         return as_time(t) + 0.0
 
     def sigma(self, t: float | Tensor) -> Tensor:
-        """1 - (1 - sigma_min) t."""
+        """sigma = 1 - (1 - sigma_min) t."""
         t = as_time(t)
         return (1 - t) + self.sigma_min * t
 
@@ -53,30 +65,36 @@ class CondOT(GaussianPath):
 
     def time(self, u: float | Tensor) -> Tensor:
         """t = alpha = (1-u) r."""
-        u = as_time(u)
-        return (1 - u) * self.scale(u)
+        u = self.checked_clocks(u)
+        return (1 - u) * self._scale(u)
 
     def scale(self, u: float | Tensor) -> Tensor:
-        """1/(1 - sigma_min (1-u))."""
-        return 1 / (1 - self.sigma_min * (1 - as_time(u)))
+        """r = 1/(1 - sigma_min (1-u))."""
+        return self._scale(self.checked_clocks(u))
+
+    def _scale(self, u: Tensor) -> Tensor:
+        return 1 / (1 - self.sigma_min * (1 - u))
 
 
 @dataclass(frozen=True)
 class Trigonometric(UnitVariance):
-    """x_t = sin(pi t/2) x + cos(pi t/2) eps: variance preserving, noise at t = 0, data at t = 1, from end to end.
+    """The variance-preserving flow from end to end, noise at t = 0, data at t = 1.
 
-    Albergo and Vanden-Eijnden, 2023, arXiv:2209.15571.
+    x_t = sin(pi t/2) x + cos(pi t/2) eps
+
+    References:
+        Building Normalizing Flows with Stochastic Interpolants, Albergo and Vanden-Eijnden, 2023, arXiv:2209.15571.
     """
 
     t_data = 1.0
     t_noise = 0.0
 
     def alpha(self, t: float | Tensor) -> Tensor:
-        """sin(pi t/2)."""
+        """alpha = sin(pi t/2)."""
         return torch.sin(0.5 * math.pi * as_time(t))
 
     def sigma(self, t: float | Tensor) -> Tensor:
-        """cos(pi t/2), as a sine that is exactly 0 at t = 1."""
+        """sigma = cos(pi t/2), as a sine that is exactly 0 at t = 1."""
         return torch.sin(0.5 * math.pi * (1 - as_time(t)))
 
     def slopes(self, t: float | Tensor) -> Slopes:
@@ -85,55 +103,31 @@ class Trigonometric(UnitVariance):
         return Slopes(0.5 * math.pi * sigma, -alpha, -2 * sigma * alpha)
 
     def time(self, u: float | Tensor) -> Tensor:
-        """From tan(pi (1-t)/2) = u/(1-u)."""
-        u = as_time(u)
+        """The inverse of tan(pi (1-t)/2) = u/(1-u)."""
+        u = self.checked_clocks(u)
         return 1 - torch.atan2(u, 1 - u) / (0.5 * math.pi)
 
 
 @dataclass(frozen=True)
-class Interpolant(GaussianPath):
-    """A path's alpha and sigma between data and a source of any kind, coupled in any way: x_t = alpha x + sigma z.
+class WrappedPath(GaussianPath):
+    """A path made of another: whatever a subclass, a frozen dataclass too, does not state is the other's own.
 
-    path:   gives alpha and sigma, by default `CondOT()`.
-    source: the law of z, an object with `.sample(shape, generator)` for `sample` and `.log_prob(x)` for `log_prob`;
-            None for standard normals that are coupled with the data, as by `OptimalTransport` or `rectify`.
+    So are `t_data`, `t_noise`, `steps`, `has_score` and `source`, but for those that are fields of the subclass or
+    stand in its body.
 
-    `loss` regresses the velocity, the ODE carries source to data, and whatever needs a score raises a ValueError:
-    E[z | x_t] is one only where z is Gaussian and independent of x. Raises ValueError for a source on a path that does
-    not end in it, alpha = 0 and sigma = 1. Albergo et al., 2023, arXiv:2303.08797.
+    Attributes:
+        path: the other path.
     """
 
-    path: GaussianPath = field(default_factory=CondOT)
-    source: Source | None = None
-    has_score = False
+    path: GaussianPath
 
     def __post_init__(self) -> None:
         if not isinstance(self.path, GaussianPath):
             raise TypeError(f"path must be a GaussianPath such as CondOT(), and it is {self.path!r}.")
-        if not self.path.has_score:
-            raise ValueError(
-                f"An Interpolant takes its alpha and sigma from a Gaussian path, and {self.path!r} is none."
-            )
-        if self.source is not None and not any(callable(getattr(self.source, f, None)) for f in ("sample", "log_prob")):
-            raise TypeError(f"source must have .sample(shape, generator), .log_prob(x) or both, not {self.source!r}.")
-        u, r = self.path.ends[1], float(self.path.scale(1.0)) if self.path.ends[1] == 1 else math.nan
-        if self.source is not None and (u, r) != (1.0, 1.0):
-            raise ValueError(f"A source needs a path that ends in it, and {self.path!r} ends at u = {u} and not in it.")
-
-    @property
-    def steps(self) -> int | None:
-        """The path's own."""
-        return self.path.steps
-
-    @property
-    def t_data(self) -> float:
-        """The path's own."""
-        return self.path.t_data
-
-    @property
-    def t_noise(self) -> float:
-        """The path's own."""
-        return self.path.t_noise
+        line = type(self).__mro__
+        stated = {name for heir in line[: line.index(WrappedPath)] for name in vars(heir)}
+        for name in {"t_data", "t_noise", "steps", "has_score", "source"} - stated - {f.name for f in fields(self)}:
+            object.__setattr__(self, name, getattr(self.path, name))
 
     def alpha(self, t: float | Tensor) -> Tensor:
         """The path's own."""
@@ -157,40 +151,92 @@ class Interpolant(GaussianPath):
 
 
 @dataclass(frozen=True)
-class Retimed(GaussianPath):
+class Interpolant(WrappedPath):
+    """A path's alpha and sigma between data and a source of any kind, coupled in any way.
+
+    x_t = alpha x + sigma z
+
+    `loss` regresses the velocity, the ODE carries source to data, and whatever needs a score raises a ValueError:
+    E[z | x_t] is one only where z is Gaussian and independent of x.
+
+    Args:
+        path: gives alpha and sigma, by default `CondOT()`.
+        source: the law of z, an object with `.sample(shape, generator)` for `sample` and `.log_prob(x)` for
+            `log_prob`; None for standard normals that are coupled with the data, as by `OptimalTransport` or `rectify`.
+
+    Raises:
+        TypeError: for a path or a source of another kind.
+        ValueError: for a source on a path that does not end in it, alpha = 0 and sigma = 1.
+
+    References:
+        Stochastic Interpolants, Albergo et al., 2023, arXiv:2303.08797.
+    """
+
+    path: GaussianPath = field(default_factory=CondOT)
+    source: Source | None = None
+    has_score = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.path.has_score:
+            raise ValueError(
+                f"An Interpolant takes its alpha and sigma from a Gaussian path, and {self.path!r} is none."
+            )
+        if self.source is None:
+            return
+        _check_source(self.source)
+        u, r = self.path.ends[1], float(self.path.scale(1.0)) if self.path.ends[1] == 1 else math.nan
+        if (u, r) != (1.0, 1.0):
+            raise ValueError(f"A source needs a path that ends in it, and {self.path!r} ends at u = {u} and not in it.")
+
+
+def _check_source(source: object) -> None:
+    """A TypeError unless `source` has `sample(shape, generator)`, `log_prob(x)` or both."""
+    sample = getattr(source, "sample", None)
+    if isinstance(source, type) or not (callable(sample) or callable(getattr(source, "log_prob", None))):
+        raise TypeError(f"source must have .sample(shape, generator), .log_prob(x) or both, not {source!r}.")
+    if not callable(sample):
+        return
+    try:
+        signature = inspect.signature(sample)
+    except (TypeError, ValueError):  # a builtin says nothing of its arguments
+        return
+    try:
+        signature.bind((1, 1), None)
+    except TypeError as error:
+        raise TypeError(
+            f"source.sample is to be called as sample(shape, generator), and that of {source!r} takes {signature}: "
+            "wrap it in an object with sample(shape, generator), of shape (B, *event), and log_prob(x), of shape (B,)."
+        ) from error
+
+
+@dataclass(frozen=True)
+class Retimed(WrappedPath):
     """A path read on another clock, linear in its own: data at `t_data`, noise at `t_noise`.
 
     Retimed(CondOT(), 0.0, 1.0) is the rectified flow of image models, noise growing with t. The samples are the same;
-    velocities change sign and scale with dt. Raises ValueError unless the two times are finite and differ.
+    velocities change sign and scale with dt.
+
+    Args:
+        path: the path that is read.
+        t_data: the time at its data end, 0 by default.
+        t_noise: the time at its noise end, 1 by default.
+
+    Raises:
+        ValueError: unless the two times are finite and differ.
     """
 
-    path: GaussianPath
-    t_data: float
-    t_noise: float
+    t_data: float = 0.0
+    t_noise: float = 1.0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.path, GaussianPath):
-            raise TypeError(f"path must be a GaussianPath such as CondOT(), and it is {self.path!r}.")
+        super().__post_init__()
         if _checks.real("t_data", self.t_data) == _checks.real("t_noise", self.t_noise):
             raise ValueError(f"t_data and t_noise must differ, and both are {self.t_data}.")
 
     @property
-    def has_score(self) -> bool:
-        """The path's own."""
-        return self.path.has_score
-
-    @property
-    def source(self) -> Source | None:
-        """The path's own."""
-        return self.path.source
-
-    @property
-    def steps(self) -> int | None:
-        """The path's own: a chain stays uniform in time."""
-        return self.path.steps
-
-    @property
     def _rate(self) -> float:
+        """How fast the path's own time runs on this clock."""
         return (self.path.t_noise - self.path.t_data) / (self.t_noise - self.t_data)
 
     def _own(self, t: float | Tensor) -> Tensor:
@@ -215,7 +261,3 @@ class Retimed(GaussianPath):
     def time(self, u: float | Tensor) -> Tensor:
         """The path's own time, read on this clock."""
         return self.t_data + (self.path.time(u) - self.path.t_data) / self._rate
-
-    def scale(self, u: float | Tensor) -> Tensor:
-        """The path's own."""
-        return self.path.scale(u)

@@ -7,8 +7,9 @@
 A path speaks its literature's time, from `t_data` to `t_noise`; only here does anyone know which of them is larger.
 Everything is given at a time t, except `time(u)` and `scale(u)`, which invert the clock without ever forming 1 - exp.
 
-Score-Based Generative Modeling through Stochastic Differential Equations, Song et al., 2021, arXiv:2011.13456.
-Variational Diffusion Models, Kingma et al., 2021, arXiv:2107.00630.
+References:
+    Score-Based Generative Modeling through Stochastic Differential Equations, Song et al., 2021, arXiv:2011.13456.
+    Variational Diffusion Models, Kingma et al., 2021, arXiv:2107.00630.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -26,9 +27,47 @@ from torch import Tensor
 from sdegen import _checks
 from sdegen._shapes import Generators, as_time, batch_of_times, event_size, like, normal, sum_event
 
+Fraction = TypeVar("Fraction", float, Tensor)
+
+
+def log1p_snr(u: Tensor) -> Tensor:
+    """The clock of the bounds, w = log(1 + SNR), where the straight clock shows `u`.
+
+        w = log(1 + ((1-u)/u)^2), infinite at clean data (u = 0) and 0 at pure noise (u = 1)
+
+    On a variance-preserving path w is B, the integral of beta, and a step of a chain costs a difference of w.
+
+    Args:
+        u: clocks in [0, 1], of any shape.
+
+    Returns:
+        w in [0, inf], in nats, shaped like `u`.
+    """
+    return torch.log1p(((1 - u) / u) ** 2)
+
+
+def clock_at_log1p_snr(w: Tensor) -> Tensor:
+    """The straight clock where log(1 + SNR) is `w`: the inverse of `log1p_snr`.
+
+        u = 1 / (1 + sqrt(exp(w) - 1))
+
+    Args:
+        w: log(1 + SNR) in [0, inf], in nats, of any shape.
+
+    Returns:
+        u in [0, 1], shaped like `w`: 1 at w = 0 and 0 at w = inf, exactly.
+    """
+    return 1 / (1 + torch.sqrt(torch.expm1(w)))
+
 
 class Slopes(NamedTuple):
-    """Derivatives in the path's own time of alpha, of sigma and of sigma^2 (finite where sigma' is not)."""
+    """Derivatives in the path's own time.
+
+    Attributes:
+        alpha: d alpha/dt.
+        sigma: d sigma/dt.
+        variance: d sigma^2/dt, finite where sigma' is not.
+    """
 
     alpha: Tensor
     sigma: Tensor
@@ -37,7 +76,11 @@ class Slopes(NamedTuple):
 
 @dataclass(frozen=True)
 class Normal:
-    """N(0, std^2 I) on events of any shape: the prior of a path."""
+    """N(0, std^2 I) on events of any shape: the prior of a path.
+
+    Attributes:
+        std: the standard deviation of every value.
+    """
 
     std: float
 
@@ -49,12 +92,22 @@ class Normal:
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> Tensor:
-        """Draw a tensor of `shape` (B, ...)."""
+        """Draws from N(0, std^2 I).
+
+        Args:
+            shape: (B, *event).
+            generator: a torch.Generator, or one per sample.
+            dtype: of the draws, torch's default unless given.
+            device: of the draws, the CPU unless given.
+
+        Returns:
+            A tensor of `shape`.
+        """
         device = torch.device("cpu" if device is None else device)
         return self.std * normal(shape, generator, dtype or torch.get_default_dtype(), device)
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """Log-density of each sample of `x` (B, ...), in nats, shape (B,)."""
+        """Log-density of `x` (B, *event), in nats, shape (B,)."""
         return -0.5 * sum_event((x / self.std) ** 2) - event_size(x.shape) * math.log(self.std * math.sqrt(2 * math.pi))
 
 
@@ -65,22 +118,41 @@ class Source(Protocol):
         """Draw a tensor of `shape` (B, *event)."""
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """Log-density of each sample, in nats, shape (B,)."""
+        """Log-density of `x` (B, *event), in nats, shape (B,)."""
 
 
 class GaussianPath(ABC):
-    """x_t = alpha(t) x + sigma(t) eps; write your own by giving `alpha` and `sigma`.
+    """x_t = alpha(t) x + sigma(t) eps: write your own by giving `alpha` and `sigma`.
 
-    Both take a floating tensor of times and return a tensor of the same shape. alpha/sigma must fall strictly from
-    `t_data` to `t_noise`, and both must be non-negative. Derivatives then come from autograd and the inverse clock from
-    bisection in float64, unless a path states its own `slopes`, `time` and `scale` in closed form, as those here do.
+    Both take a floating tensor of times and return a tensor of the same shape, by torch operations; alpha/sigma must
+    fall strictly from `t_data` to `t_noise`, both must be non-negative, and alpha is 1 where sigma is 0::
+
+        class Quadratic(sdegen.GaussianPath):
+            def alpha(self, t):
+                return torch.exp(-4 * t**2)
+
+            def sigma(self, t):
+                return torch.sqrt(-torch.expm1(-8 * t**2))
+
+        model = sdegen.ScoreModel(net, Quadratic())
+
+    Derivatives then come from autograd and the inverse clock from bisection in float64, unless a path states its own
+    `slopes`, `time` and `scale` in closed form, as those of the library do. All are compared with alpha and sigma once,
+    before the path is first used, see `ends`.
+
+    Attributes:
+        t_data: the path's own time at the data, 0 unless a path says otherwise.
+        t_noise: its time at the noise, 1 unless a path says otherwise.
+        steps: the length of the chain, on a path that is one, and None on others.
+        has_score: whether the source is Gaussian noise, independent of the data.
+        source: what else is at the noise end, None for Gaussian noise.
     """
 
     t_data: float = 0.0
     t_noise: float = 1.0
-    steps: int | None = None  # the length of the chain, on a path that is one
-    has_score: bool = True  # the source is Gaussian noise, independent of the data
-    source: Source | None = None  # what else is at the noise end
+    steps: int | None = None
+    has_score: bool = True
+    source: Source | None = None
 
     @abstractmethod
     def alpha(self, t: float | Tensor) -> Tensor:
@@ -93,7 +165,7 @@ class GaussianPath(ABC):
     # What a path may state in closed form
 
     def slopes(self, t: float | Tensor) -> Slopes:
-        """d alpha/dt, d sigma/dt and d sigma^2/dt at time t, in the path's own time."""
+        """d alpha/dt, d sigma/dt and d sigma^2/dt at time t, in the path's own time, each shaped like t."""
         wide = as_time(t).double()
         # sigma^2 has a slope where sigma = 0, but the chain rule reads it as 0 * inf: step off that point
         inside = torch.where(self.sigma(wide) == 0, wide + 1e-12 * (self.t_noise - self.t_data), wide)
@@ -102,17 +174,17 @@ class GaussianPath(ABC):
 
     def time(self, u: float | Tensor) -> Tensor:
         """The time t at which the straight clock shows `u`: the inverse of `clock`."""
-        u = as_time(u)
-        goal = u.double()
+        u = self.checked_clocks(u)
+        goal = u.detach().to("cpu", torch.float64)
         low = torch.full_like(goal, self.t_data)
         high = torch.full_like(goal, self.t_noise)
         while True:  # halve until the two are neighbours in float64, also close to a data end at t = 0
             middle = 0.5 * (low + high)
             if bool(((middle == low) | (middle == high)).all()):
                 break
-            beyond = self.clock(middle) > goal
+            beyond = self._clock(middle) > goal
             low, high = torch.where(beyond, low, middle), torch.where(beyond, middle, high)
-        error_low, error_high = (self.clock(low) - goal).abs(), (self.clock(high) - goal).abs()
+        error_low, error_high = (self._clock(low) - goal).abs(), (self._clock(high) - goal).abs()
         return torch.where(error_low <= error_high, low, high).to(u)
 
     def scale(self, u: float | Tensor) -> Tensor:
@@ -122,25 +194,44 @@ class GaussianPath(ABC):
 
     # What follows for every path
 
+    def at(self, fraction: Fraction) -> Fraction:
+        """The time at a `fraction` of the way from the data (0) to the noise (1), in the path's own time."""
+        return self.t_data + (self.t_noise - self.t_data) * fraction
+
     def clock(self, t: float | Tensor) -> Tensor:
         """The straight clock u = sigma / (alpha + sigma) at time t: 0 at clean data, 1 at pure noise."""
-        t = as_time(t)
+        return self._clock(self.checked_times(as_time(t)))
+
+    def _clock(self, t: Tensor) -> Tensor:
         sigma = self.sigma(t)
         return sigma / (self.alpha(t) + sigma)
 
     def log_snr(self, t: float | Tensor) -> Tensor:
         """log(alpha^2 / sigma^2) at time t."""
-        t = as_time(t)
+        t = self.checked_times(as_time(t))
         return 2 * (torch.log(self.alpha(t)) - torch.log(self.sigma(t)))
 
     def drift(self, x: Tensor, t: float | Tensor) -> Tensor:
-        """f(t) x of the forward SDE, per unit of time away from the data; `x` is (B, ...), t a scalar or (B,)."""
-        t = as_time(t)
+        """f(t) x of the forward SDE, per unit of time away from the data.
+
+        f = (log alpha)'
+
+        Args:
+            x: a state (B, *event).
+            t: a time, a scalar or (B,).
+
+        Returns:
+            f x, shaped like `x`.
+        """
+        t = self.checked_times(as_time(t))
         return like((self._away * self.slopes(t).alpha / self.alpha(t)), x) * x
 
     def diffusion(self, t: float | Tensor) -> Tensor:
-        """g(t) of the forward SDE, per square root of a unit of time away from the data."""
-        t = as_time(t)
+        """g(t) of the forward SDE, per square root of a unit of time away from the data.
+
+        g^2 = (sigma^2)' - 2 f sigma^2
+        """
+        t = self.checked_times(as_time(t))
         slopes = self.slopes(t)
         f = slopes.alpha / self.alpha(t)
         return torch.sqrt(self._away * (slopes.variance - 2 * f * self.sigma(t) ** 2))
@@ -148,17 +239,41 @@ class GaussianPath(ABC):
     def perturb(
         self, x: Tensor, t: float | Tensor, noise: Tensor | None = None, generator: Generators = None
     ) -> tuple[Tensor, Tensor]:
-        """Draw x_t = alpha(t) x + sigma(t) eps for data `x` (B, ...), eps from the source; returns (x_t, eps)."""
+        """Draw x_t = alpha(t) x + sigma(t) eps.
+
+        Args:
+            x: data (B, *event).
+            t: a time, a scalar or (B,).
+            noise: eps, shaped like `x`; a draw from the source by default.
+            generator: for that draw, a torch.Generator or one per sample.
+
+        Returns:
+            (x_t, eps), both shaped like `x`.
+
+        Raises:
+            TypeError: for data, times, noise or generators of another kind.
+            ValueError: for times off the path, and for shapes, generators or noise that do not fit `x`.
+        """
         _checks.batch("x", x, finite=False)
-        t = as_time(t)
+        _checks.generators(generator, len(x), x.device)
+        t = self.checked_times(as_time(t))
         t = t if t.ndim == 0 else batch_of_times(t, x)
-        eps = self.noise_like(x, generator) if noise is None else noise
-        if eps.shape != x.shape:
-            raise ValueError(f"noise must have the shape of x, {tuple(x.shape)}, and it has {tuple(eps.shape)}.")
+        eps = self.noise_like(x, generator) if noise is None else _checks.noise_like(noise, x)
         return like(self.alpha(t), x) * x + like(self.sigma(t), x) * eps, eps
 
     def noise_like(self, x: Tensor, generator: Generators = None) -> Tensor:
-        """Draws from the source, standard normals unless it is another, like `x` (B, ...)."""
+        """Draws from the source, standard normals unless it is another.
+
+        Args:
+            x: what the draws shall be like, (B, *event).
+            generator: a torch.Generator, or one per sample.
+
+        Returns:
+            The draws, in the shape, dtype and place of `x`.
+
+        Raises:
+            ValueError: for a source that cannot be sampled, or answers in another shape.
+        """
         if self.source is None:
             return normal(x.shape, generator, x.dtype, x.device)
         if not callable(getattr(self.source, "sample", None)):
@@ -169,25 +284,65 @@ class GaussianPath(ABC):
         return z.to(x)
 
     def transition(self, s: float | Tensor, t: float | Tensor) -> tuple[Tensor, Tensor]:
-        """(scale, std) of x_t given x_s, for s nearer the data: x_t ~ N(scale x_s, std^2 I)."""
+        """The law of x_t given x_s, for s nearer the data: x_t ~ N(scale x_s, std^2 I).
+
+        scale = alpha(t)/alpha(s), std^2 = sigma(t)^2 - scale^2 sigma(s)^2; where s = t they are 1 and 0.
+
+        Args:
+            s: a time nearer the data, of any shape.
+            t: a time nearer the noise, broadcasting against `s`.
+
+        Returns:
+            (scale, std), shaped like s and t together.
+
+        Raises:
+            ValueError: for times off the path or in the other order, and on a path without Gaussian kernels.
+        """
         s, t = self._ordered(s, t)
-        return self.alpha(t) / self.alpha(s), self.sigma(t) * torch.sqrt(self._fresh(s, t))
+        return _ratio(self.alpha(t), self.alpha(s)), self.sigma(t) * torch.sqrt(self._fresh(s, t))
 
     def bridge(self, s: float | Tensor, t: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(c_t, c_x, std) of x_s given x_t and the data x, s nearer the data: N(c_t x_t + c_x x, std^2 I)."""
+        """The law of x_s given x_t and the data x, for s nearer the data: N(c_t x_t + c_x x, std^2 I).
+
+        With q = (sigma/alpha)(s) / (sigma/alpha)(t),
+
+            c_t = q sigma(s)/sigma(t)       c_x = alpha(s) (1 - q^2)       std = sigma(s) sqrt(1 - q^2)
+
+        and where s = t, at clean data too, c_t = 1 and the others are 0.
+
+        Args:
+            s: a time nearer the data, of any shape.
+            t: a time nearer the noise, broadcasting against `s`.
+
+        Returns:
+            (c_t, c_x, std), shaped like s and t together.
+
+        Raises:
+            ValueError: for times off the path or in the other order, and on a path without Gaussian kernels.
+        """
         s, t = self._ordered(s, t)
         fresh = self._fresh(s, t)
-        c_t = self.alpha(t) / self.alpha(s) * (self.sigma(s) / self.sigma(t)) ** 2
+        c_t = _ratio(self.alpha(t), self.alpha(s)) * _ratio(self.sigma(s), self.sigma(t)) ** 2
         return c_t, self.alpha(s) * fresh, self.sigma(s) * torch.sqrt(fresh)
 
     def prior_at(self, u: float) -> Normal | Source:
-        """N(0, sigma^2 I) where the straight clock shows `u`, or the source, known at the noise end alone."""
+        """The law that noise has where the straight clock shows `u`.
+
+        Args:
+            u: a clock of the path.
+
+        Returns:
+            N(0, sigma^2 I), or the source, known at the noise end alone.
+
+        Raises:
+            ValueError: for a clock off the path, or short of the end of a path with another source.
+        """
         if self.source is not None:
             if u != self.ends[1]:
                 raise ValueError(f"The law at u = {u} between data and source of {self!r} is not known.")
             return self.source
-        u = torch.tensor(float(u), dtype=torch.float64)
-        return Normal(float(u * self.scale(u)))
+        clock = self.checked_clocks(float(u))
+        return Normal(float(clock * self.scale(clock)))
 
     @cached_property
     def prior(self) -> Normal | Source:
@@ -196,22 +351,28 @@ class GaussianPath(ABC):
 
     @cached_property
     def ends(self) -> tuple[float, float]:
-        """(u_data, u_noise): what the straight clock shows at the two ends of the path."""
-        t = torch.linspace(self.t_data, self.t_noise, 257, dtype=torch.float64)
-        for name in ("alpha", "sigma"):
-            value = getattr(self, name)(t)
-            if not isinstance(value, Tensor) or value.shape != t.shape:
-                raise ValueError(
-                    f"{name}(t) of {self!r} must return a tensor shaped like t, and it returned {value!r}."
-                )
-            wrong = torch.nonzero(~(torch.isfinite(value) & (value >= 0)))
-            if len(wrong):
-                i = int(wrong[0])
-                raise ValueError(
-                    f"{name} of {self!r} must be finite and not negative; at t = {t[i]:g} it is {value[i]:g}."
-                )
-        u = self.clock(t)
-        wrong = torch.nonzero(torch.diff(u) <= 0)
+        """(u_data, u_noise): what the straight clock shows at the two ends of the path.
+
+        Every verb asks for them, so it is here that a path is checked, once.
+
+        Raises:
+            ValueError: where alpha or sigma is negative, not finite or of another shape than t, the clock does not
+                rise, alpha is not 1 at clean data, or `slopes`, `time` and `scale` contradict alpha and sigma.
+        """
+        ends = self._clocks
+        with torch.no_grad():
+            _check_slopes(self)
+            _check_inverse(self)
+        return ends
+
+    @cached_property
+    def _clocks(self) -> tuple[float, float]:
+        """`ends`, as soon as alpha and sigma are known to make a clock."""
+        with torch.no_grad():
+            t = torch.linspace(self.t_data, self.t_noise, 257, dtype=torch.float64)
+            alpha, sigma = _values(self, "alpha", t), _values(self, "sigma", t)
+            u = sigma / (alpha + sigma)
+        wrong = torch.nonzero(~(torch.diff(u) > 0))
         if len(wrong):
             i = int(wrong[0])
             raise ValueError(
@@ -219,11 +380,10 @@ class GaussianPath(ABC):
                 f"to {t[i + 1]:g} it goes from {u[i]} to {u[i + 1]}: check that the two ends are not swapped, that the "
                 "log-SNR falls, and that alpha does not vanish beside sigma before the end."
             )
-        start = float(self.alpha(t)[0])
-        if u[0] == 0 and abs(start - 1) > 1e-6:
+        if u[0] == 0 and abs(float(alpha[0]) - 1) > 1e-6:
             raise ValueError(
-                f"alpha of {self!r} must be 1 at clean data, t = {t[0]:g}, and it is {start}: samples and likelihoods "
-                "would be those of scaled data; scale the data themselves."
+                f"alpha of {self!r} must be 1 at clean data, t = {t[0]:g}, and it is {float(alpha[0])}: samples and "
+                "likelihoods would be those of scaled data; scale the data themselves."
             )
         return float(u[0]), float(u[-1])
 
@@ -233,36 +393,32 @@ class GaussianPath(ABC):
         return math.copysign(1.0, self.t_noise - self.t_data)
 
     def checked_times(self, t: Tensor) -> Tensor:
-        """`t`, after a ValueError if any of it lies off the path by more than rounding.
+        """`t`, after a ValueError if any of it lies off the path by more than rounding, which is taken back.
 
         An accelerator is not waited for: there a time off the path becomes NaN, and so does all that follows from it.
         """
-        low, high = sorted((self.t_data, self.t_noise))
-        slack = 1e-6 * (high - low)
-        inside = (t >= low - slack) & (t <= high + slack)
-        if t.device.type != "cpu":
-            return torch.where(inside, t, math.nan)
-        if not bool(inside.all()):
-            raise ValueError(f"t must lie in [{low}, {high}] on {self!r}, and it spans [{t.min():g}, {t.max():g}].")
-        return t
+        low, high = (self.t_data, self.t_noise) if self.t_data < self.t_noise else (self.t_noise, self.t_data)
+        return _inside("t", t, low, high, 1e-6 * (high - low), self)
+
+    def checked_clocks(self, u: float | Tensor) -> Tensor:
+        """`u` as a tensor, after the same check: a `time` or `scale` in closed form opens with it."""
+        return _inside("u", as_time(u), *self._clocks, 1e-6, self)
 
     def _ordered(self, s: float | Tensor, t: float | Tensor) -> tuple[Tensor, Tensor]:
         if not self.has_score:
             raise ValueError(f"{self!r} has no transition kernels: its source is not independent Gaussian noise.")
-        s, t = as_time(s), as_time(t)
-        low, high = sorted((self.t_data, self.t_noise))
-        inside = (s >= low) & (s <= high) & (t >= low) & (t <= high)
-        if not bool((inside & (self._away * (t - s) >= 0)).all()):
-            raise ValueError(
-                f"s must lie nearer the data than t, both in [{low}, {high}], and s = {s.tolist()}, t = {t.tolist()} "
-                f"on {self!r}."
-            )
+        s, t = self.checked_times(as_time(s)), self.checked_times(as_time(t))
+        ordered = self._away * (t - s) >= 0
+        if ordered.device.type != "cpu":
+            return torch.where(ordered, s, math.nan), t
+        if not bool(ordered.all()):
+            raise ValueError(f"s must lie nearer the data than t, and s = {s.tolist()}, t = {t.tolist()} on {self!r}.")
         return s, t
 
     def _fresh(self, s: Tensor, t: Tensor) -> Tensor:
         """1 - q^2 with q = (sigma/alpha)(s) / (sigma/alpha)(t): the share of x_t's noise that is new since s."""
         wide, narrow = self.sigma(t) * self.alpha(s), self.sigma(s) * self.alpha(t)
-        return (wide - narrow) * (wide + narrow) / wide**2
+        return torch.where(wide == 0, 0.0, (wide - narrow) * (wide + narrow) / wide**2)
 
 
 class UnitVariance(GaussianPath):
@@ -270,8 +426,144 @@ class UnitVariance(GaussianPath):
 
     def scale(self, u: float | Tensor) -> Tensor:
         """1/sqrt((1-u)^2 + u^2)."""
-        u = as_time(u)
+        u = self.checked_clocks(u)
         return 1 / torch.hypot(1 - u, u)
+
+
+def _inside(name: str, value: Tensor, low: float, high: float, slack: float, path: GaussianPath) -> Tensor:
+    """`value`, moved into [low, high] where rounding or `slack` alone took it out; a ValueError for more.
+
+    On an accelerator NaN stands for the error, so that nobody waits.
+    """
+    on_cpu = value.device.type == "cpu"
+    if on_cpu:
+        if not value.numel():
+            return value
+        least, most = _extremes(value)
+        if low <= least and most <= high:
+            return value
+    slack = max(slack, torch.finfo(value.dtype).eps * max(abs(low), abs(high)))
+    if not on_cpu:
+        inside = (value >= low - slack) & (value <= high + slack)
+        return torch.where(inside, value.clamp(low, high), math.nan)
+    if not (low - slack <= least and most <= high + slack):
+        spans = f"it is {least:g}" if value.numel() == 1 else f"it spans [{least:g}, {most:g}]"
+        raise ValueError(f"{name} must lie in [{low}, {high}] on {path!r}, and {spans}.")
+    return value.clamp(low, high)
+
+
+def _extremes(value: Tensor) -> tuple[float, float]:
+    """The least and the largest entry, NaN if there is one: a solver asks for them at every query, hence the haste."""
+    if not value.ndim:
+        only = value.item()
+        return only, only
+    least, most = (value.detach() if value.requires_grad else value).aminmax()
+    return least.item(), most.item()
+
+
+def _ratio(a: Tensor, b: Tensor) -> Tensor:
+    """a/b, and 1 where b = 0: of one function at two times, which are then the same."""
+    return torch.where(b == 0, 1.0, a / b)
+
+
+def _values(path: GaussianPath, name: str, t: Tensor) -> Tensor:
+    """alpha or sigma at times t, after a ValueError unless they are as many finite numbers, none negative."""
+    value: object = getattr(path, name)(t)
+    if not isinstance(value, Tensor) or value.shape != t.shape:
+        raise ValueError(f"{name}(t) of {path!r} must return a tensor shaped like t, and it returned {value!r}.")
+    wrong = torch.nonzero(~(torch.isfinite(value) & (value >= 0)))
+    if len(wrong):
+        i = int(wrong[0])
+        raise ValueError(f"{name} of {path!r} must be finite and not negative; at t = {t[i]:g} it is {value[i]:g}.")
+    return value
+
+
+def _around(path: GaussianPath, step: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Times a little before, at and after eight moments inside the path, alpha and sigma there, all (3, 8).
+
+    `step` is the fraction of the path between them, or less on a chain, whose kinks must not come two at a time.
+    """
+    middle = (torch.arange(8, dtype=torch.float64) + 0.382) / 8
+    apart = min(step, 0.1 / path.steps) if path.steps else step
+    t = path.at(torch.stack([middle - apart, middle, middle + apart]))
+    alpha, sigma = path.alpha(t.flatten()), path.sigma(t.flatten())
+    return t, alpha.double().reshape(t.shape), sigma.double().reshape(t.shape)
+
+
+def _check_slopes(path: GaussianPath) -> None:
+    """A ValueError unless `slopes` are the derivatives of alpha, sigma and sigma^2.
+
+    At a kink a slope may be that of either side, or anything between. What differences over a short step refuse and
+    those over a longer one accept is taken for the rounding of a path that is computed in less than double precision.
+    """
+    t = _around(path, 1e-5)[0][1]
+    stated = _stated_slopes(path, t)
+    wrong, central = _contradictions(path, stated, 1e-5)
+    if len(wrong) and len(_contradictions(path, stated, 1e-3)[0]):
+        which, i = wrong[0].tolist()
+        raise ValueError(
+            f"slopes of {path!r} must be the derivatives of its alpha and sigma: at t = {t[i]:g} that of "
+            f"{('alpha', 'sigma', 'sigma^2')[which]} is {central[which, i]:g}, and slopes(t).{Slopes._fields[which]} "
+            f"is {stated[which, i]:g}.{_autograd_hint(path)}"
+        )
+
+
+def _autograd_hint(path: GaussianPath) -> str:
+    """What a path that leaves its slopes to autograd can do about them."""
+    own = type(path).slopes is not GaussianPath.slopes
+    return "" if own else " Autograd must see how they depend on t: write them in torch operations, or give `slopes`."
+
+
+def _stated_slopes(path: GaussianPath, t: Tensor) -> Tensor:
+    """`slopes` at times t (n,), as one tensor (3, n), after a ValueError where that cannot be."""
+    try:
+        slopes = path.slopes(t)
+    except RuntimeError as error:
+        hint = _autograd_hint(path)
+        if not hint:
+            raise
+        raise ValueError(f"alpha and sigma of {path!r} have no slopes: {error}{hint}") from error
+    try:
+        return torch.stack([torch.as_tensor(slopes[i], dtype=t.dtype).expand_as(t) for i in range(3)])
+    except (TypeError, IndexError, RuntimeError) as error:
+        raise ValueError(
+            f"slopes(t) of {path!r} must return Slopes(alpha, sigma, variance), each shaped like t, and it returned "
+            f"{slopes!r}."
+        ) from error
+
+
+def _contradictions(path: GaussianPath, stated: Tensor, step: float) -> tuple[Tensor, Tensor]:
+    """Where the slopes `stated` (3, 8) are no derivatives, as rows (which, i), and the central differences."""
+    t, alpha, sigma = _around(path, step)
+    f = torch.stack([alpha, sigma, sigma**2])
+    left, right = ((f[:, j + 1] - f[:, j]) / (t[j + 1] - t[j]) for j in (0, 1))
+    central = (f[:, 2] - f[:, 0]) / (t[2] - t[0])
+    smallest = 1e-6 * f.abs().amax((1, 2)) / abs(path.t_noise - path.t_data)
+    slack = (right - left).abs() + 1e-3 * central.abs() + smallest[:, None]
+    return torch.nonzero(~((stated - central).abs() <= slack)), central
+
+
+def _check_inverse(path: GaussianPath) -> None:
+    """A ValueError unless a path's own `time` inverts its clock and its own `scale` is alpha + sigma.
+
+    Both are told u alone: where the clock hardly moves, its rounding moves them, and they are allowed that much.
+    """
+    t, alpha, sigma = _around(path, 1e-5)
+    r = alpha + sigma
+    u = sigma / r
+    slack = {"time": torch.full_like(t[1], 1e-4 * abs(path.t_noise - path.t_data)), "scale": 1e-6 * r[1]}
+    for name, exact, what in (("time", t, "t"), ("scale", r, "alpha + sigma")):
+        if getattr(type(path), name) is getattr(GaussianPath, name):
+            continue
+        stated = getattr(path, name)(u[1]).to(t).expand_as(t[1])
+        per_clock = (exact[2] - exact[0]).abs() / (u[2] - u[0]).abs().clamp(min=1e-300)
+        wrong = torch.nonzero(~((stated - exact[1]).abs() <= slack[name] + 1e-14 * per_clock))
+        if len(wrong):
+            i = int(wrong[0])
+            raise ValueError(
+                f"{name}(clock(t)) of {path!r} must be {what}: at t = {t[1, i]:g}, u = {u[1, i]:g} that is "
+                f"{exact[1, i]:g}, and {name}(u) is {stated[i]:g}."
+            )
 
 
 def _slope(f: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:

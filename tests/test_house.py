@@ -37,7 +37,7 @@ LAYERS = [  # a file imports only from rows above its own
     {"reflow", "interop"},
     {"likelihoods.gradients", "likelihoods.decoders"},
     {"likelihoods.density", "likelihoods.chain"},
-    {"likelihoods.variational", "likelihoods.entropy"},
+    {"likelihoods.variational", "likelihoods.entropy", "training.hybrid"},
     {"likelihoods.continuous"},
     {"sdegen"},
 ]

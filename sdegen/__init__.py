@@ -2,7 +2,7 @@
 
 from sdegen._checks import NonFiniteError, Shared
 from sdegen._version import __version__
-from sdegen.likelihoods.chain import hybrid_loss, optimal_variance
+from sdegen.likelihoods.chain import optimal_variance
 from sdegen.likelihoods.continuous import continuous_vlb
 from sdegen.likelihoods.decoders import Discretized
 from sdegen.likelihoods.density import log_prob
@@ -31,6 +31,7 @@ from sdegen.solvers import (
     march,
 )
 from sdegen.training.couplings import Independent, OptimalTransport
+from sdegen.training.hybrid import hybrid_loss
 from sdegen.training.losses import LikelihoodWeighting, MinSNR, loss
 from sdegen.training.times import ChainTimes, ClockTimes, LikelihoodTimes, LowDiscrepancyTimes, UniformTimes
 

@@ -34,7 +34,7 @@ LAYERS = [  # a file imports only from rows above its own
     {"sampling"},
     {"reflow", "likelihoods.gradients", "likelihoods.decoders"},
     {"likelihoods.density", "likelihoods.chain"},
-    {"likelihoods.variational", "likelihoods.entropy"},
+    {"likelihoods.variational", "likelihoods.entropy", "training.hybrid"},
     {"likelihoods.continuous"},
     {"training.couplings", "training.times"},
     {"training.losses"},

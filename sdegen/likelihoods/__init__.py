@@ -1,1 +1,1 @@
-"""Likelihoods: exact densities of the ODE, bounds of the chain."""
+"""Likelihoods: exact densities of the ODE, and the bounds of the chain, discrete and in the limit of many steps."""

@@ -1,8 +1,8 @@
-"""The discrete chain as a model: its transitions against the true posterior, the best variance, the hybrid objective.
+"""A chain laid on data: its steps against the true posterior, and the variances that make its bound least.
 
-The chain x_K, ..., x_1, x has p(x_K) = N(0, sigma_K^2) and p(x_{k-1} | x_k) normal about the bridge's mean with x_hat
-in the place of x, its variance a choice of `Ancestral`. With D = eps - x and D_hat = eps_hat - x_hat the means differ
-by add u_k (D_hat - D) in straight coordinates (solvers/ancestral.py), so that in nats
+The chain x_K, ..., x_1, x has p(x_K) = N(0, sigma_K^2), and p(x_{k-1} | x_k) is normal about the bridge's mean with
+x_hat in the place of x, its variance a choice of `Ancestral`. With D = eps - x and D_hat = eps_hat - x_hat the means
+differ by add u_k (D_hat - D) in straight coordinates (solvers/ancestral.py), so that in nats
 
     L_K     = KL( q(x_K | x) | p(x_K) ) = |alpha_K x|^2 / (2 sigma_K^2)
     L_{k-1} = KL( q(x_{k-1} | x_k, x) | p(x_{k-1} | x_k) )                                             k = 2 ... K
@@ -10,117 +10,220 @@ by add u_k (D_hat - D) in straight coordinates (solvers/ancestral.py), so that i
     L_0     = -log p(x | x_1)
 
 in expectation over q(x_k | x). For an eps network the last bracket is w_k |eps - eps_hat|^2 with Ho et al.'s weight.
+So every bound is made of the errors D_hat - D at k = 1 ... K, and those come from one loop, `ChainOnData.answers`.
 
-Denoising Diffusion Probabilistic Models, Ho et al., 2020, arXiv:2006.11239; Improved Denoising Diffusion Probabilistic
-Models, Nichol and Dhariwal, 2021, arXiv:2102.09672; Estimating the Optimal Covariance with Imperfect Mean in Diffusion
-Probabilistic Models, Bao et al., 2022, arXiv:2206.07309.
+References:
+    Denoising Diffusion Probabilistic Models, Ho et al., 2020, arXiv:2006.11239.
+    Improved Denoising Diffusion Probabilistic Models, Nichol and Dhariwal, 2021, arXiv:2102.09672.
+    Estimating the Optimal Covariance with Imperfect Mean in Diffusion Probabilistic Models, Bao et al., 2022,
+    arXiv:2206.07309.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from sdegen import _checks
-from sdegen._arguments import check_model, evaluating
+from sdegen._arguments import batch_parts, check_model, evaluating
 from sdegen._checks import NonFiniteError
-from sdegen._shapes import Generators, as_time, event_size, like, normal, sum_event, uniform
-from sdegen.likelihoods.decoders import Decoder, Discretized, decoder_of, nats
-from sdegen.models.base import PREDICTIONS, Cond, Model
-from sdegen.models.model import ScoreModel
+from sdegen._shapes import Generators, event_size, generator_of_rows, like, normal, sum_event
+from sdegen.likelihoods.decoders import Decoder, nats
+from sdegen.models.base import Cond, Model, Plan
 from sdegen.solvers import Ancestral
-from sdegen.solvers.ancestral import check_learned
+from sdegen.solvers.ancestral import Chain, check_learned
 from sdegen.solvers.base import bar
 from sdegen.solvers.grids import Grid
 
 
-class ModelChain:
-    """A chain laid on a model for states like `y`: coefficients and queries of step k = 1 ... K from the data.
+@dataclass(frozen=True)
+class Data:
+    """What a bound is computed on: data, the conditions of the network and the noise of every step.
 
-    The network takes its input in `dtype` unless its parameters have their own.
+    Attributes:
+        y: the data, (B, *event), in the precision of the bound; at u = 0 a state is its data, y = x.
+        cond: the conditions as they were given; those of a part are what the network receives.
+        noise: the eps of every step, like y; None for a fresh draw in each.
+        generator: of these draws, a torch.Generator or one per sample.
+        dtype: that of the network's input, unless its parameters have their own.
     """
 
-    def __init__(self, model: Model, y: Tensor, solver: Ancestral, dtype: torch.dtype):
-        u_data, u_noise = whole_path(model)
-        chain = solver.chain(model.path, u_noise, u_data)
-        self.model, self.steps = model, len(chain.keep)
-        self.learned = isinstance(solver.variance, str) and solver.variance == "learned"
-        if self.learned:
+    y: Tensor
+    cond: Mapping[str, object]
+    noise: Tensor | None
+    generator: Generators
+    dtype: torch.dtype
+
+    def part(self, rows: slice | Tensor) -> Data:
+        """Some rows of the whole batch, a slice or indices on the CPU, with conditions that the network may write into.
+
+        Rows may come several times.
+        """
+        there = rows.to(self.y.device) if isinstance(rows, Tensor) else rows
+        cond = _checks.network_arguments(self.cond, there, len(self.y))
+        noise = None if self.noise is None else self.noise[there]
+        return Data(self.y[there], cond, noise, generator_of_rows(self.generator, rows), self.dtype)
+
+    def eps(self) -> Tensor:
+        """Standard normals like y: those that were given, or a fresh draw."""
+        y = self.y
+        return normal(y.shape, self.generator, y.dtype, y.device) if self.noise is None else self.noise
+
+    def noised(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """A state (1-u) y + u eps at the clock `u`, 0-dimensional or (B,), and D = eps - y, with one `eps`."""
+        u, eps = like(u, self.y), self.eps()
+        return (1 - u) * self.y + u * eps, eps - self.y
+
+    def prior(self, u: float | Tensor) -> Tensor:
+        """KL( q(x_t | x) | N(0, sigma^2) ) = ((1-u)/u)^2 |x|^2 / 2 at the clock `u`, (B,), in nats."""
+        return 0.5 * ((1 - u) / u) ** 2 * sum_event(self.y**2)
+
+
+class Answer(NamedTuple):
+    """What a model says at a state of the chain.
+
+    Attributes:
+        k: the step, 1 ... K, one for all samples or (B,).
+        state: y_k, (B, *event).
+        D: eps - x.
+        D_hat: eps_hat - x_hat.
+        position: of the log-variance between its least and its largest, in [0, 1], like y_k; None unless learned.
+    """
+
+    k: int | Tensor
+    state: Tensor
+    D: Tensor
+    D_hat: Tensor
+    position: Tensor | None
+
+    @property
+    def error(self) -> Tensor:
+        """D_hat - D, (B, *event)."""
+        return self.D_hat - self.D
+
+
+@dataclass(frozen=True)
+class ChainOnData:
+    """A chain of K steps between data and noise: what a model says at each of them, and what that costs in nats.
+
+    Attributes:
+        model: whose means the chain has.
+        data: all of the data, or a part.
+        chain: the steps as `Ancestral` takes them, from the noise on, float64 on the CPU.
+        plan: the question D_hat at every step, from the data on.
+        numbers: the coefficients by name, each (K,), from the data on, where the data are.
+        learned: whether the variance is the network's.
+    """
+
+    model: Model
+    data: Data
+    chain: Chain
+    plan: Plan
+    numbers: Mapping[str, Tensor]
+    learned: bool
+
+    @classmethod
+    def lay(cls, model: Model, data: Data, solver: Ancestral) -> ChainOnData:
+        """The chain of `solver` on all of the path, with the kernel's variances where it wants the "optimal" ones.
+
+        Raises:
+            ValueError: the path or the network does not allow such a chain, or a variance is not positive.
+        """
+        low, high = whole_path(model)
+        chain, name = solver.chain(model.path, high, low), solver.variance
+        learned = isinstance(name, str) and name == "learned"
+        if learned:
             check_learned(model)
-        if self.steps == 1 and solver.variance in ("posterior", "learned"):
-            raise ValueError(f"A single step has no bridge whose variance {solver.variance!r} could take; use 'beta'.")
-        var = chain.kernel if self.learned else solver.variances(chain)
-        if not bool((var > 0).all()):
-            raise ValueError(f"A bound needs a positive variance in every step, and variance is {solver.variance}.")
-        log_ratio = torch.log(var / chain.clipped)
-        numbers = {
-            "u": chain.u[:-1],
-            "keep": chain.keep,
-            "add": chain.add,
-            "bridge": chain.clipped,
-            "var": var,
-            "log_ratio": log_ratio,
-            "excess": log_ratio + torch.expm1(-log_ratio),  # log r - 1 + 1/r
-        }
-        self.u = chain.u[:-1].flip(0)
-        minus = -torch.ones_like(self.u)
-        table = model.plan(y, self.u, chain.t[:-1].flip(0), minus, -minus)
-        self._table = replace(table, dtype=model.working_dtype(dtype))
-        self._numbers = {name: number.flip(0).to(y) for name, number in numbers.items()}
+        if len(chain.keep) == 1 and isinstance(name, str) and name in ("posterior", "learned"):
+            raise ValueError(f"A single step has no bridge whose variance {name!r} could take; use 'beta'.")
+        u, ones = chain.u[:-1].flip(0), torch.ones_like(chain.keep)
+        plan = model.plan(data.y, u, chain.t[:-1].flip(0), -ones, ones)
+        plan = replace(plan, dtype=model.working_dtype(data.dtype))
+        var = chain.kernel if learned else solver.variances(chain)
+        return cls(model, data, chain, plan, _numbers(chain, var, data.y), learned)
 
-    def __getitem__(self, name: str) -> Tensor:
-        """A coefficient of all steps, (K,): that of step k is at k - 1."""
-        return self._numbers[name]
+    def with_variance(self, var: Tensor) -> ChainOnData:
+        """The same chain with other variances of y_{k-1}, (K,) from the noise on, float64 on the CPU."""
+        return replace(self, numbers=_numbers(self.chain, var, self.data.y))
 
-    def at(self, name: str, k: Tensor, y: Tensor) -> Tensor:
-        """A coefficient of step k (B,), ready to broadcast against `y`."""
-        return like(self._numbers[name][k - 1], y)
+    def part(self, rows: slice | Tensor) -> ChainOnData:
+        """The same chain on some rows of the whole batch, see `Data.part`."""
+        data = self.data.part(rows)
+        return replace(self, data=data, plan=replace(self.plan, size=len(data.y)))
 
-    def ask(self, y: Tensor, k: Tensor, cond: Mapping[str, object]) -> tuple[Tensor, Tensor | None]:
-        """D_hat at states `y` of step k (B,), and the variance's place where it is learned: one network call."""
-        query = self._table.rows(k - 1, y)
+    def __len__(self) -> int:
+        return len(self.plan)
+
+    def at(self, name: str, k: int | Tensor) -> Tensor:
+        """A coefficient of step k, ready to broadcast against a state."""
+        return like(self.numbers[name][k - 1], self.data.y)
+
+    def answers(self, steps: Sequence[int | Tensor], progress: bool = False) -> Iterator[Answer]:
+        """What the model says in each of `steps`, k or k per sample (B,), at a state with noise of its own.
+
+        One network call each, and a bar over them where `progress` is wanted.
+        """
+        with bar(len(steps), progress) as step:
+            for k in steps:
+                state, D = self.data.noised(self.numbers["u"][k - 1])
+                yield Answer(k, state, D, *self.ask(state, k))
+                step()
+
+    def ask(self, state: Tensor, k: int | Tensor) -> tuple[Tensor, Tensor | None]:
+        """D_hat at any states of step k, and the variance's position where it is learned: one network call."""
+        query = self.plan[k - 1] if isinstance(k, int) else self.plan.rows(k - 1, state)
         if self.learned:
-            return self.model.estimate_with_variance(y, query, cond)
-        return self.model.estimate(y, query, cond), None
+            return self.model.estimate_with_variance(state, query, self.data.cond)
+        return self.model.estimate(state, query, self.data.cond), None
 
-    def missed(
-        self, y: Tensor, k: int | Tensor, eps: Tensor, cond: Mapping[str, object]
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """A state of step k (B,) on the way from data `y` to `eps`, D_hat - D there, and the variance's place."""
-        k = torch.full((len(y),), k, device=y.device) if isinstance(k, int) else k
-        u = self.at("u", k, y)
-        state = (1 - u) * y + u * eps
-        D_hat, place = self.ask(state, k, cond)
-        return state, D_hat - (eps - y), place
+    def variance(self, k: int | Tensor, position: Tensor | None) -> tuple[Tensor, Tensor]:
+        """(var, log(var/bridge)) of step k: one number per sample, or where it is learned one per value."""
+        log_ratio = self.at("log_ratio", k)
+        if position is None:
+            return self.at("var", k), log_ratio
+        return self.at("bridge", k) * torch.exp(position * log_ratio), position * log_ratio
 
-    def prior(self, y: Tensor) -> Tensor:
-        """L_K of each sample of data `y`."""
-        u = self["u"][-1]
-        return 0.5 * ((1 - u) / u) ** 2 * sum_event(y**2)
+    def prior(self) -> Tensor:
+        """L_K, (B,)."""
+        return self.data.prior(self.numbers["u"][-1])
 
-    def variance(self, k: Tensor, y: Tensor, place: Tensor | None) -> tuple[Tensor, Tensor]:
-        """(var, log(var/bridge)) of step k: a number a sample, or where it is learned one a value."""
-        log_ratio = self.at("log_ratio", k, y)
-        if place is None:
-            return self.at("var", k, y), log_ratio
-        return self.at("bridge", k, y) * torch.exp(place * log_ratio), place * log_ratio
-
-    def transition(self, k: Tensor, error: Tensor, place: Tensor | None) -> Tensor:
-        """L_{k-1} of each sample from error = D_hat - D, k at least 2."""
-        var, log_ratio = self.variance(k, error, place)
-        squared = (self.at("add", k, error) * self.at("u", k, error) * error) ** 2 / var
-        if place is None:
-            return 0.5 * (event_size(error.shape) * self["excess"][k - 1] + sum_event(squared))
+    def transition(self, answer: Answer) -> Tensor:
+        """L_{k-1} at the answer's k, at least 2, (B,)."""
+        k, error = answer.k, answer.error
+        var, log_ratio = self.variance(k, answer.position)
+        squared = (self.at("add", k) * self.at("u", k) * error) ** 2 / var
+        if answer.position is None:
+            return 0.5 * (event_size(error.shape) * self.numbers["excess"][k - 1] + sum_event(squared))
         return 0.5 * sum_event(log_ratio + torch.expm1(-log_ratio) + squared)
 
-    def reconstruction(self, decoder: Decoder, y: Tensor, error: Tensor, place: Tensor | None) -> Tensor:
-        """L_0 of each sample of data `y` from the error of step 1: x_hat - x = -u_1 (D_hat - D)."""
-        k = torch.ones(len(y), dtype=torch.long, device=y.device)
-        var, _ = self.variance(k, y, place)
-        return nats(decoder, y, y - self.at("u", k, y) * error, torch.sqrt(var))
+    def reconstruction(self, answer: Answer, decoder: Decoder) -> Tensor:
+        """L_0 from the answer in step 1, (B,): x_hat - x = -u_1 (D_hat - D)."""
+        y, var = self.data.y, self.variance(1, answer.position)[0]
+        return nats(decoder, y, y - self.at("u", 1) * answer.error, torch.sqrt(var))
+
+
+def _numbers(chain: Chain, var: Tensor, y: Tensor) -> dict[str, Tensor]:
+    """The coefficients of every step from the data on, moved to the data at once."""
+    wrong = torch.nonzero(~(var.flip(0) > 0))
+    if len(wrong):
+        k = int(wrong[0]) + 1
+        raise ValueError(f"A bound needs a positive variance in every step, and that of step {k} is {float(var[-k])}.")
+    log_ratio = torch.log(var / chain.clipped)
+    numbers = {
+        "u": chain.u[:-1],
+        "keep": chain.keep,
+        "add": chain.add,
+        "bridge": chain.clipped,
+        "var": var,
+        "log_ratio": log_ratio,
+        "excess": log_ratio + torch.expm1(-log_ratio),  # log r - 1 + 1/r
+    }
+    table = torch.stack(list(numbers.values())).flip(1).to(y)
+    return dict(zip(numbers, table.unbind(0), strict=True))
 
 
 def optimal_variance(
@@ -128,116 +231,92 @@ def optimal_variance(
     x: Tensor,
     steps: int | None = None,
     *,
-    grid: Grid | None = None,
+    grid: Grid | Tensor | None = None,
     cond: Cond = None,
     noise: Tensor | None = None,
     generator: Generators = None,
     batch_size: int | None = None,
     progress: bool = False,
 ) -> Tensor:
-    """The isotropic variance of every step that makes the chain's bound least, (K,) in the order of the betas.
+    """The isotropic variance of every step that makes the chain's bound least, estimated on data.
 
-    That is the bridge's plus c_x^2 E|x - x_hat|^2 / d, estimated on data `x` (B, *event); with the exact model it is
-    Analytic-DPM's. Give it to `Ancestral(variance=)`, whose samples then do not depend on each other, or to `vlb`.
-    With a discretised decoder the first of them, L_0's, is not quite the best.
+        var_k = the bridge's + c_x^2 E|x - x_hat|^2 / d
 
-    steps, grid: of the chain, as in `Ancestral`. Other arguments as in `vlb`. K network calls on every part of x.
-    Bao et al., 2022, arXiv:2201.06503 and arXiv:2206.07309.
+    the mean over all of `x` and their noise in step k, with c_x the bridge's factor of x and d the values in one
+    sample; with the exact model it is Analytic-DPM's. Give it to `Ancestral(variance=)`, whose samples then do not
+    depend on each other, or to `vlb`. With a discretised decoder the first of them, L_0's, is not quite the best.
+
+    Args:
+        model: K network calls on every part of x.
+        x: data (B, *event), B at least 1.
+        steps: of the chain, as in `Ancestral`.
+        grid: of the chain, as in `Ancestral`.
+        cond: keyword arguments for the network, as in `vlb`.
+        noise: the eps of every k, as in `vlb`.
+        generator: for the draws, as in `vlb`.
+        batch_size: rows of x in one network call; all of them by default.
+        progress: whether to show a bar (needs tqdm).
+
+    Returns:
+        The variances of x_{k-1}, (K,), in the order of the betas, float64 on the CPU.
+
+    Raises:
+        TypeError, ValueError: for bad input, before the first network call.
+        NonFiniteError: for a network whose answer is NaN or infinite.
+
+    References:
+        Analytic-DPM, Bao et al., 2022, arXiv:2201.06503.
+        Estimating the Optimal Covariance with Imperfect Mean in Diffusion Probabilistic Models, Bao et al., 2022,
+        arXiv:2206.07309.
     """
-    y_all, cond, dtype = prepared(model, x, cond, noise, generator)
+    data = data_of_bound(model, x, cond, noise, generator)
     if not len(x):
         raise ValueError(f"Variances cannot be estimated on an empty batch, shape {tuple(x.shape)}.")
-    solver = Ancestral(steps, variance="beta", grid=grid)
-    squares = torch.zeros((), device=x.device)
+    laid = ChainOnData.lay(model, data, Ancestral(steps, grid=grid))
     with evaluating(model):
-        for part in parts(x, batch_size):
-            y, given, own = y_all[part], _checks.network_arguments(cond, part, len(x)), rows_of(generator, part)
-            chain = ModelChain(model, y, solver, dtype)
-            total = []
-            with bar(chain.steps, progress) as step:
-                for k in range(1, chain.steps + 1):
-                    eps = normal(y.shape, own, y.dtype, y.device) if noise is None else noise[part].to(y)
-                    total.append(chain.missed(y, k, eps, given)[1].square().sum())
-                    step()
-            squares = squares + torch.stack(total)
-    errors = squares.to("cpu", torch.float64) / x.numel()
+        var = best_variance(laid, batch_parts(x, batch_size), progress)
+    return (var * laid.chain.scale**2).flip(0)
+
+
+def best_variance(laid: ChainOnData, parts: Iterable[slice], progress: bool) -> Tensor:
+    """The variances of y_{k-1} that make the bound on these parts least, (K,) from the noise on, float64 on the CPU."""
+    squares = torch.zeros(len(laid), dtype=laid.data.y.dtype, device=laid.data.y.device)
+    for rows in parts:
+        answers = laid.part(rows).answers(range(1, len(laid) + 1), progress)
+        squares = squares + torch.stack([answer.error.square().sum() for answer in answers])
+    errors = squares.to("cpu", torch.float64) / laid.data.y.numel()
     if not bool(torch.isfinite(errors).all()):
         raise NonFiniteError("The network's answer is NaN or infinite at some step of the chain; no variance fits it.")
-    laid = solver.chain(model.path, *reversed(model.path.ends))
-    var = laid.bridge + (laid.add * laid.u[:-1]) ** 2 * errors.flip(0)
-    return (var * laid.scale**2).flip(0)
+    chain = laid.chain
+    return chain.bridge + (chain.add * chain.u[:-1]) ** 2 * errors.flip(0)
 
 
-def hybrid_loss(
-    model: ScoreModel,
-    x: Tensor,
-    *,
-    steps: int | None = None,
-    weight: float = 1e-3,
-    decoder: str | Discretized = "gaussian",
-    cond: Cond = None,
-    noise: Tensor | None = None,
-    generator: Generators = None,
-) -> Tensor:
-    """The objective of a network that `learns_variance`: the simple loss plus `weight` times the bound, a scalar.
-
-    At one k a sample, uniform on 1 ... K: the squared error of the network's own prediction, mean over the event, and K
-    times the bound's term in nats a value, in which the prediction is held fixed so that it trains the variance alone.
-    One network call. `steps` may be left out on a `DDPM` path; other arguments as in `loss` and `vlb`. Where the source
-    counts the bound in bits a value, divide its weight by ln 2.
-    Nichol and Dhariwal, 2021, arXiv:2102.09672.
-    """
-    if not isinstance(model, ScoreModel):
-        raise TypeError(
-            f"hybrid_loss needs a ScoreModel, whose network it trains, and model is {type(model).__name__}."
-        )
-    weight = _checks.real("weight", weight, 0)
-    cond = checked(model, x, cond, noise, generator)
-    if not len(x):
-        raise ValueError(f"An empty batch, shape {tuple(x.shape)}, has no loss.")
-    decoder = decoder_of(decoder, x if x.device.type == "cpu" else x[:0])  # an accelerator would stall the training
-    y = x.to(torch.promote_types(x.dtype, torch.float32))
-    chain = ModelChain(model, y, Ancestral(steps, variance="learned"), x.dtype)
-    k = torch.ceil(chain.steps * uniform(len(x), generator, y.dtype, x.device)).long()
-    eps = normal(y.shape, generator, y.dtype, y.device) if noise is None else noise.to(y)
-    _, error, place = chain.missed(y, k, eps, cond)
-    fixed = error.detach()
-    bound = torch.where(k == 1, chain.reconstruction(decoder, y, fixed, place), chain.transition(k, fixed, place))
-    simple = (like(_prediction_per_slope(model, chain.u).to(y)[k - 1], y) * error).square().flatten(1).mean(1)
-    return (simple + weight * chain.steps / event_size(y.shape) * bound).mean()
-
-
-def _prediction_per_slope(model: ScoreModel, u: Tensor) -> Tensor:
-    """(1-u) b - u a, the error of k p over that of D_hat, at clocks u (K,) in float64."""
-    t, r = model.path.time(u), model.path.scale(u)
-    a, b, _ = (as_time(n).to(u).expand_as(u) for n in PREDICTIONS[model.predicts](model.path, t, (1 - u) * r, u * r))
-    return (1 - u) * b - u * a
+def fitted(laid: ChainOnData, variance: str | Tensor, parts: Sequence[slice], progress: bool) -> ChainOnData:
+    """The chain, its variances estimated on its own data where `variance` is "optimal"; no data leave it as it is."""
+    if isinstance(variance, str) and variance == "optimal" and len(parts):
+        return laid.with_variance(best_variance(laid, parts, progress))
+    return laid
 
 
 # What every bound does with its arguments
 
 
-def checked(model: object, x: Tensor, cond: Cond, noise: Tensor | None, generator: Generators) -> Mapping[str, object]:
-    """The conditions, after every check that needs no network; an accelerator's values are not waited for."""
+def check_data(model: Model, x: Tensor, generator: Generators) -> None:
+    """Every check of model, data and generators that needs no network; an accelerator's values are not waited for."""
     check_model(model)
     model.needs_score("A variational bound")
-    for name, values in (("x", x), ("noise", noise)):
-        if name == "x" or values is not None:
-            _checks.batch(name, values, finite=isinstance(values, Tensor) and values.device.type == "cpu")
+    _checks.batch("x", x, finite=isinstance(x, Tensor) and x.device.type == "cpu")
     _checks.generators(generator, len(x), x.device)
-    if noise is not None and noise.shape != x.shape:
-        raise ValueError(f"noise must have the shape of x, {tuple(x.shape)}, and it has {tuple(noise.shape)}.")
-    return _checks.conditions(cond)
 
 
-def prepared(
-    model: object, x: Tensor, cond: Cond, noise: Tensor | None, generator: Generators
-) -> tuple[Tensor, Mapping[str, object], torch.dtype]:
-    """The data in float64, the conditions, and the precision of x: in single precision a first latent of deviation
-    1e-6 would drown in the rounding of the data it sits on.
+def data_of_bound(model: Model, x: Tensor, cond: Cond, noise: Tensor | None, generator: Generators) -> Data:
+    """The checked data of a bound, in float64: in single precision a first latent of deviation 1e-6 would drown in the
+    rounding of the data it sits on.
     """
-    cond = checked(model, x, cond, noise, generator)
-    return x.detach().double().clone(), cond, x.dtype
+    check_data(model, x, generator)
+    y = x.detach().double().clone()
+    given = None if noise is None else _checks.noise_like(noise, y)
+    return Data(y, _checks.conditions(cond), given, generator, x.dtype)
 
 
 def whole_path(model: Model) -> tuple[float, float]:
@@ -251,15 +330,3 @@ def whole_path(model: Model) -> tuple[float, float]:
             f"between u = {model.clocks[0]} and {model.clocks[1]}; use it on a path that stays there."
         )
     return low, high
-
-
-def parts(x: Tensor, batch_size: int | None) -> Iterator[slice]:
-    """Slices of the batch with at most `batch_size` rows, or all of it."""
-    size = len(x) if batch_size is None else _checks.whole("batch_size", batch_size)
-    for start in range(0, len(x), max(size, 1)):
-        yield slice(start, min(start + size, len(x)))
-
-
-def rows_of(generator: Generators, part: slice) -> Generators | Sequence[torch.Generator]:
-    """The generators of some rows: one for all, or one each."""
-    return generator[part] if isinstance(generator, (list, tuple)) else generator

@@ -6,26 +6,30 @@ the schedule. With D = eps - x and D_hat = eps_hat - x_hat, in straight coordina
     -log p(x) <= KL( q(x_T | x) | p(x_T) ) + integral over u from u_min of ((1-u)/u) E|D_hat - D|^2 du
                  + E[ -log p(x | x_t at u_min) ]
 
-so that the bound is flow matching's own error, weighted. Variational Diffusion Models, Kingma et al., 2021,
-arXiv:2107.00630; Maximum Likelihood Training of Score-Based Diffusion Models, Song et al., 2021, arXiv:2101.09258.
+so that the bound is flow matching's own error, weighted.
+
+References:
+    Variational Diffusion Models, Kingma et al., 2021, arXiv:2107.00630.
+    Maximum Likelihood Training of Score-Based Diffusion Models, Song et al., 2021, arXiv:2101.09258.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import islice
 
 import torch
 from torch import Tensor
 
 from sdegen import _checks
-from sdegen._arguments import evaluating
-from sdegen._shapes import Generators, like, normal, sum_event
-from sdegen.likelihoods.chain import parts, prepared, rows_of, whole_path
+from sdegen._arguments import batch_parts, evaluating
+from sdegen._shapes import Generators, sum_event
+from sdegen.likelihoods.chain import Data, data_of_bound, whole_path
 from sdegen.likelihoods.decoders import Decoder, Discretized, decoder_of, nats
-from sdegen.likelihoods.variational import VLB, check_draws, joined, stratified, with_error
-from sdegen.models.base import Cond, Model, Query
-from sdegen.paths.gaussian import GaussianPath
+from sdegen.likelihoods.variational import VLB, Terms, check_draws, joined, stratified, with_error
+from sdegen.models.base import Cond, Model
+from sdegen.paths.gaussian import GaussianPath, clock_at_log1p_snr, log1p_snr
 from sdegen.solvers.base import bar
 
 
@@ -41,81 +45,80 @@ def continuous_vlb(
     batch_size: int | None = None,
     progress: bool = False,
 ) -> VLB:
-    """The bound of a chain with infinitely many steps between the clock `u_min` and the noise end, in nats.
+    """Kingma et al.'s bound on -log p(x) in continuous time, in nats: `vlb` as the number of steps goes to infinity.
 
-    u_min: by default 1e-3, or on a `DDPM` path the clock of its first trained step.
+        -log p(x) <= KL( q(x_T | x) | p(x_T) ) + 1/2 E of the integral of |eps - eps_hat|^2 d log-SNR, from the noise
+                     end down to the clock u_min, + E[ -log p(x | x_t at u_min) ]
 
-    Its first latent is x_t at u_min, from where the decoder, of deviation sigma/alpha, reaches the data; it depends on
-    the path only through its ends. Twice draws/2 clocks are drawn a sample, two from each of draws/2 equal slices of
-    log(1 + SNR), which is the log-SNR wherever that is large and stays finite at pure noise: the likelihood weight of
-    a sample of variance one is then constant. `transitions` holds the draws, `standard_error` the error they leave.
+    What is bounded is the likelihood under the reverse SDE, run from the path's prior down to u_min, and then the
+    decoder, a law around x_hat of deviation sigma/alpha. Both expectations are over the noise eps in x_t, per sample;
+    the path enters through its two ends alone. The prior's term is exact. The integral is estimated without bias from
+    `draws` random clocks per sample, each with an eps of its own, two in each of draws/2 equal slices of
+    w = log(1 + SNR): that is the log-SNR wherever it is large, and finite at pure noise. `standard_error` covers these
+    draws, clocks and eps; it does not cover the decoder's term, which is taken at one eps.
 
-    Other arguments as in `vlb`; draws + 1 network calls a part. Kingma et al., 2021, arXiv:2107.00630.
+    Args:
+        model: draws + 1 network calls on every part of x.
+        x: data (B, *event).
+        decoder: as in `vlb`.
+        cond: as in `vlb`.
+        generator: a torch.Generator or one per sample.
+        u_min: the clock of the first latent, by default 1e-3, or on a `DDPM` path the clock of its first trained step.
+        draws: the number of clocks per sample, even.
+        batch_size: rows of x in one network call; all of them by default.
+        progress: whether to show a bar (needs tqdm).
+
+    Returns:
+        The terms; `transitions`, (B, draws), sum up to the estimate of the integral.
+
+    Raises:
+        TypeError, ValueError: for bad input, before the first network call.
+        NonFiniteError: for a bound that is NaN or infinite.
+
+    References:
+        Variational Diffusion Models, Kingma et al., 2021, arXiv:2107.00630.
     """
-    y_all, cond, dtype = prepared(model, x, cond, None, generator)
-    decoder = decoder_of(decoder, x)
+    data = data_of_bound(model, x, cond, None, generator)
+    scored_by = decoder_of(decoder, x)
     check_draws(draws)
     low, high = whole_path(model)
-    if u_min is None:
-        u_min = _first_step(model.path)
+    u_min = _first_step(model.path) if u_min is None else u_min
     _checks.real("u_min", u_min, low, high, strict=True)
-    dtype, found = model.working_dtype(dtype), []
     with evaluating(model):
-        for part in parts(x, batch_size):
-            y, given, own = y_all[part], _checks.network_arguments(cond, part, len(x)), rows_of(generator, part)
-            limit = _Limit(model, y, dtype, given, own)
-            terms = limit.integral(u_min, draws, progress)
-            prior = 0.5 * ((1 - high) / high) ** 2 * sum_event(y**2)
-            found.append((prior, *terms, limit.first_latent(u_min, decoder)))
-    return joined(found, x)
+        parts = (data.part(rows) for rows in batch_parts(x, batch_size))
+        terms = [_terms(model, part, u_min, scored_by, draws, progress) for part in parts]
+    return joined(terms, x)
 
 
-@dataclass
-class _Limit:
-    """The chain's limit for some rows of data."""
+def _terms(model: Model, data: Data, u_min: float, decoder: Decoder, draws: int, progress: bool) -> Terms:
+    """The prior's term, random values whose sum estimates the integral, and the decoder's term.
 
-    model: Model
-    y: Tensor
-    dtype: torch.dtype
-    cond: Mapping[str, object]
-    generator: Generators
+    In w = log(1 + SNR), |dw| = 2 (1-u) du / (u ((1-u)^2 + u^2)), the integrand is ((1-u)^2 + u^2)/2 |D_hat - D|^2.
+    """
+    y, u_max = data.y, model.path.ends[1]
+    top, bottom = log1p_snr(torch.tensor([u_min, u_max], dtype=torch.float64)).tolist()
+    clocks = [clock_at_log1p_snr(top + (bottom - top) * fraction) for fraction in stratified(data, draws)]
+    first = torch.full_like(clocks[0], u_min)
+    errors = _errors(model, data, [*clocks, first], progress)
+    integrand = [((1 - u) ** 2 + u**2) / 2 * sum_event(error**2) for u, error in islice(errors, draws)]
+    ((_, error),) = errors
+    transitions, standard_error = with_error((top - bottom) / draws * torch.stack(integrand, 1))
+    std = torch.full_like(first[:1], u_min / (1 - u_min))
+    return Terms(data.prior(u_max), transitions, standard_error, nats(decoder, y, y - u_min * error, std))
 
-    def integral(self, u_min: float, draws: int, progress: bool) -> tuple[Tensor, Tensor]:
-        """Random values (B, draws) whose sum estimates the integral, and its standard error.
 
-        In w = log(1 + SNR), |dw| = 2 (1-u) du / (u ((1-u)^2 + u^2)), the integrand is ((1-u)^2 + u^2)/2 |D_hat - D|^2.
-        """
-        y = self.y
-        ends = torch.tensor([u_min, self.model.path.ends[1]], dtype=torch.float64)
-        high, low = torch.log1p(((1 - ends) / ends) ** 2).tolist()
-        with bar(draws, progress) as step:
-            found = []
-            for place in stratified(len(y), draws, self.generator, y):
-                u = 1 / (1 + torch.sqrt(torch.expm1(high + (low - high) * place)))
-                eps, clock = normal(y.shape, self.generator, y.dtype, y.device), like(u, y)
-                error = self._ask((1 - clock) * y + clock * eps, u, -1.0, 1.0) - (eps - y)
-                found.append(0.5 * (high - low) / draws * ((1 - u) ** 2 + u**2) * sum_event(error**2))
-                step()
-        return with_error(found)
-
-    def first_latent(self, u_min: float, decoder: Decoder) -> Tensor:
-        """-log p(x | x_t at u_min), (B,): the decoder's mean is x_hat, its deviation sigma/alpha."""
-        y = self.y
-        u = torch.full((len(y),), u_min, dtype=y.dtype, device=y.device)
-        state = (1 - u_min) * y + u_min * normal(y.shape, self.generator, y.dtype, y.device)
-        return nats(decoder, y, self._ask(state, u, 1.0, 0.0), torch.full_like(u[:1], u_min / (1 - u_min)))
-
-    def _ask(self, y: Tensor, u: Tensor, c: float, d: float) -> Tensor:
-        """c x_hat + d eps_hat at states `y`, each at its own clock u (B,)."""
-        t, numbers = self.model.query(
-            u, self.model.path.time(u), torch.full_like(u, c), torch.full_like(u, d), torch.zeros_like(u)
-        )
-        query = Query(t, tuple(like(n, y) for n in numbers), self.dtype)
-        return self.model.estimate(y, query, self.cond)
+def _errors(model: Model, data: Data, clocks: Sequence[Tensor], progress: bool) -> Iterator[tuple[Tensor, Tensor]]:
+    """(u, D_hat - D) at `clocks`, one per sample (B,), each with an eps of its own: one network call each."""
+    dtype = model.working_dtype(data.dtype)
+    with bar(len(clocks), progress) as step:
+        for u in clocks:
+            state, D = data.noised(u)
+            ones = torch.ones_like(u)
+            plan = replace(model.plan(state, u, None, -ones, ones), dtype=dtype)
+            yield u, model.estimate(state, plan.rows(slice(None), state), data.cond) - D
+            step()
 
 
 def _first_step(path: GaussianPath) -> float:
     """The clock of a chain's first step, or a small one where there is none."""
-    if path.steps is None:
-        return 1e-3
-    return float(path.clock(path.t_data + (path.t_noise - path.t_data) / path.steps))
+    return 1e-3 if path.steps is None else float(path.clock(path.at(1 / path.steps)))

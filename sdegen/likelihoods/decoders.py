@@ -6,7 +6,9 @@ cell, the cells of the lowest and the highest level reaching to infinity:
     P(x) = Phi((x + h - mean)/std) - Phi((x - h - mean)/std)         h half a cell
 
 so that the L probabilities add up to one. The difference is taken in the tail where both terms are small, by log Phi.
-Denoising Diffusion Probabilistic Models, Ho et al., 2020, arXiv:2006.11239, section 3.3.
+
+References:
+    Denoising Diffusion Probabilistic Models, Ho et al., 2020, arXiv:2006.11239, section 3.3.
 """
 
 from __future__ import annotations
@@ -23,10 +25,21 @@ from sdegen._shapes import sum_event
 
 @dataclass(frozen=True)
 class Discretized:
-    """Data on `levels` evenly spaced values from `low` to `high`: 8-bit images 2n/255 - 1 are Discretized(256, -1, 1).
+    """Data on evenly spaced levels, each with the mass that a normal law puts on its cell.
 
-    Images dequantised as 2 (n + u)/L - 1 have their levels in the middle of cells: Discretized(L, 1/L - 1, 1 - 1/L).
-    Raises ValueError for fewer than two levels or low >= high.
+        P(x) = Phi((x + h - mean)/std) - Phi((x - h - mean)/std),   h = (high - low) / (2 (levels - 1))
+
+    where the cells of the lowest and the highest level reach to infinity. 8-bit images 2n/255 - 1 are
+    Discretized(256, -1, 1); images dequantised as 2 (n + u)/L - 1 have their levels in the middle of cells,
+    Discretized(L, 1/L - 1, 1 - 1/L).
+
+    Args:
+        levels: L, their number, at least 2.
+        low: the lowest level.
+        high: the highest.
+
+    Raises:
+        TypeError, ValueError: for fewer than two levels, or low >= high.
     """
 
     levels: int = 256
@@ -45,6 +58,8 @@ class Discretized:
 
     def check(self, x: Tensor) -> None:
         """A ValueError unless every value of `x` is one of the levels, to a thousandth of a cell."""
+        if not x.numel():  # an accelerator would be waited for in vain
+            return
         n = (x.double() - self.low) / self._cell
         outside = int(((n < -1e-3) | (n > self.levels - 1 + 1e-3)).sum())
         if outside:
@@ -60,7 +75,7 @@ class Discretized:
             )
 
     def log_prob(self, x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-        """Log-probability of each value of `x`, elementwise; computed in float64, differentiable in mean and std."""
+        """Log-probability of each value of `x`, elementwise, in nats; in float64, differentiable in mean and std."""
         x, mean, std = x.double(), mean.double(), std.double()
         upper, lower = (x + 0.5 * self._cell - mean) / std, (x - 0.5 * self._cell - mean) / std
         right = upper + lower > 0  # of the mean: reflect, so that both ends lie in the left tail
@@ -76,7 +91,7 @@ class GaussianDecoder:
     """The normal density N(mean, std^2), for continuous data."""
 
     def log_prob(self, x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-        """Log-density of each value of `x`, elementwise."""
+        """Log-density of each value of `x`, elementwise, in nats."""
         return -0.5 * ((x - mean) / std) ** 2 - torch.log(std) - 0.5 * math.log(2 * math.pi)
 
 
@@ -93,7 +108,7 @@ def decoder_of(decoder: str | Discretized, x: Tensor) -> Decoder:
 
 
 def nats(decoder: Decoder, x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """-log p(x | mean, std) of each sample, (B,)."""
+    """-log p(x | mean, std) per sample, (B,), in nats."""
     return -sum_event(decoder.log_prob(x, mean, std)).to(x.dtype)
 
 

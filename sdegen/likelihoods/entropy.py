@@ -14,30 +14,33 @@ tells the chain's own error, the first part, from the model's, the second.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from sdegen import _checks
 from sdegen._arguments import evaluating
 from sdegen._checks import NonFiniteError
-from sdegen._shapes import Generators, normal, sum_event
-from sdegen.likelihoods.chain import ModelChain, optimal_variance, prepared
+from sdegen._shapes import Generators, sum_event
+from sdegen.likelihoods.chain import ChainOnData, data_of_bound, fitted
 from sdegen.models.base import Cond, Model
 from sdegen.models.exact import Gaussian
+from sdegen.paths.gaussian import GaussianPath
 from sdegen.solvers import Ancestral
-from sdegen.solvers.base import bar
 from sdegen.solvers.grids import Grid
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class EntropyForm:
-    """The parts of the averaged bound, in nats.
+    """The parts of the bound averaged over the data, in nats.
 
-    prior:   KL(q(x_K) | p(x_K)). entropy: H(data). Both floats.
-    chain:   (K,), from the step at the data on: what the kernel's shape costs, zero if its variance is the true one.
-    model:   (B, K), what the model's mean costs at each sample, zero for the exact model.
+    Attributes:
+        prior: KL( q(x_K) | p(x_K) ), a float.
+        entropy: H(data), a float.
+        chain: what the kernel's shape costs in each step, from the data on, (K,), float64 on the CPU; zero if its
+            variance is the true one.
+        model: what the model's mean costs in each step at each sample, (B, K), from the data on; zero for the exact
+            model.
     """
 
     prior: float
@@ -47,7 +50,7 @@ class EntropyForm:
 
     @property
     def total(self) -> float:
-        """The averaged bound on -log p."""
+        """The bound on -log p, averaged over the data, in nats."""
         return self.prior + self.entropy + float(self.chain.sum()) + float(self.model.mean(0).sum())
 
 
@@ -61,55 +64,67 @@ def entropy_form(
     noise: Tensor | None = None,
     generator: Generators = None,
     steps: int | None = None,
-    grid: Grid | None = None,
+    grid: Grid | Tensor | None = None,
     progress: bool = False,
 ) -> EntropyForm:
     """The bound of a model's chain on Gaussian `data`, split into the chain's error and the model's.
 
-    x:     draws from the data (B, *event), on which the model's error is measured.
+    With a Gaussian decoder, the average of `vlb(...).total` over the same law; the prior's term, the entropy and the
+    chain's error are exact, the model's is an average over `x` and one draw of eps in each step.
 
-    With a Gaussian decoder, the average of `vlb(...).total` over the same law. "learned" variances are refused with a
-    ValueError; other arguments as in `vlb`. K network calls.
+    Args:
+        model: K network calls, K more for "optimal" variances.
+        data: the law of the data.
+        x: draws from it, (B, *event), B at least 1, on which the model's error is measured.
+        variance: as in `vlb`, without "learned".
+        cond: as in `vlb`.
+        noise: as in `vlb`.
+        generator: as in `vlb`.
+        steps: as in `vlb`.
+        grid: as in `vlb`.
+        progress: whether to show a bar (needs tqdm).
+
+    Returns:
+        The parts, with `.total` in nats.
+
+    Raises:
+        TypeError, ValueError: for bad input, before the first network call.
+        NonFiniteError: for a network whose answer is NaN or infinite.
     """
     if not isinstance(data, Gaussian):
         raise TypeError(f"The true reverse kernel is known for a Gaussian, and data is {data!r}.")
-    y, cond, dtype = prepared(model, x, cond, noise, generator)
+    draws = data_of_bound(model, x, cond, noise, generator)
     data._check(x)
     if not len(x):
         raise ValueError(f"The model's error cannot be measured on an empty batch, shape {tuple(x.shape)}.")
-    if isinstance(variance, str):
-        _checks.choice("variance", variance, ("beta", "posterior", "optimal"))
-    if isinstance(variance, str) and variance == "optimal":
-        variance = optimal_variance(model, x, steps, grid=grid, cond=cond, noise=noise, generator=generator)
-    solver = Ancestral(steps, variance=variance, grid=grid)
-    exact, found = data.model(model.path), []
+    solver, everything = Ancestral(steps, variance=variance, grid=grid), slice(0, len(x))
+    if isinstance(variance, str) and variance == "learned":
+        raise ValueError("The chain's own error needs variances that do not depend on x, and variance is 'learned'.")
+    ours = ChainOnData.lay(model, draws, solver)
+    true = ChainOnData.lay(data.model(model.path), replace(draws, cond={}), solver).part(everything)
     with evaluating(model):
-        ours, true = (ModelChain(m, y, solver, dtype) for m in (model, exact))
-        with bar(ours.steps, progress) as step:
-            for k in range(1, ours.steps + 1):
-                eps = normal(y.shape, generator, y.dtype, y.device) if noise is None else noise.to(y)
-                missed = ours.missed(y, k, eps, cond)[1] - true.missed(y, k, eps, {})[1]
-                weight = (ours["add"][k - 1] * ours["u"][k - 1]) ** 2 / ours["var"][k - 1]
-                found.append(0.5 * weight * sum_event(missed**2))
-                step()
-    errors = torch.stack(found, 1)
+        ours = fitted(ours, variance, [everything], progress).part(everything)
+        answers = ours.answers(range(1, len(ours) + 1), progress)
+        apart = [sum_event((answer.D_hat - true.ask(answer.state, answer.k)[0]) ** 2) for answer in answers]
+    numbers = ours.numbers
+    errors = 0.5 * (numbers["add"] * numbers["u"]) ** 2 / numbers["var"] * torch.stack(apart, 1)
     if not bool(torch.isfinite(errors).all()):
         raise NonFiniteError("The network's answer is NaN or infinite at some step of the chain.")
-    return EntropyForm(_prior(model, data), data.entropy, _kernels(model, data, solver), errors)
+    return EntropyForm(_prior(model.path, data), data.entropy, _kernels(ours, data), errors)
 
 
-def _prior(model: Model, data: Gaussian) -> float:
+def _prior(path: GaussianPath, data: Gaussian) -> float:
     """KL( q(x_K) | N(0, sigma_K^2) )."""
-    u = model.path.ends[1]
+    u = path.ends[1]
     signal = ((1 - u) / u) ** 2
     ratio = 1 + signal * data.spectrum
     return float(0.5 * (signal * data.mean.square().sum() + (ratio - 1 - torch.log(ratio)).sum()))
 
 
-def _kernels(model: Model, data: Gaussian, solver: Ancestral) -> Tensor:
+def _kernels(laid: ChainOnData, data: Gaussian) -> Tensor:
     """1/2 sum over i of log(var/v_i) - 1 + v_i/var, (K,), with v_i = bridge + add^2 S_i u^2 / ((1-u)^2 S_i + u^2)."""
-    chain = solver.chain(model.path, *reversed(model.path.ends))
-    u, S = chain.u[:-1, None], data.spectrum
+    chain = laid.chain
+    u, S = chain.u[:-1, None], data.spectrum.to("cpu", torch.float64)
     true = chain.bridge[:, None] + chain.add[:, None] ** 2 * S * u**2 / ((1 - u) ** 2 * S + u**2)
-    ratio = solver.variances(chain)[:, None] / true
-    return 0.5 * (torch.log(ratio) - 1 + 1 / ratio).sum(1).flip(0)
+    ratio = laid.numbers["var"].to("cpu", torch.float64)[:, None] / true.flip(0)
+    return 0.5 * (torch.log(ratio) - 1 + 1 / ratio).sum(1)

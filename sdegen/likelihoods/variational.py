@@ -1,45 +1,52 @@
 """Bounds on the log-likelihood of the chain: the variational bound, term by term, and its many-sample form.
 
     -log p(x) <= L_K + sum over k = 2 ... K of L_{k-1} + L_0                                        (terms in chain.py)
-    log p(x)  >= log of the mean over paths of w,   w = p(x, x_1 ... x_K) / q(x_1 ... x_K | x)
+    log p(x)  >= E log of the mean over paths of w,   w = p(x, x_1 ... x_K) / q(x_1 ... x_K | x)
 
 Neither bounds the likelihood of the ODE, `log_prob`, which is another model with the same network.
 
-Denoising Diffusion Probabilistic Models, Ho et al., 2020, arXiv:2006.11239; Importance Weighted Autoencoders, Burda et
-al., 2016, arXiv:1509.00519.
+References:
+    Denoising Diffusion Probabilistic Models, Ho et al., 2020, arXiv:2006.11239.
+    Importance Weighted Autoencoders, Burda et al., 2016, arXiv:1509.00519.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from sdegen import _checks
-from sdegen._arguments import evaluating
+from sdegen._arguments import batch_parts, evaluating
 from sdegen._checks import NonFiniteError
-from sdegen._shapes import Generators, event_size, normal, sum_event, uniform
-from sdegen.likelihoods.chain import ModelChain, optimal_variance, parts, prepared, rows_of
+from sdegen._shapes import Generators, event_size, sum_event, uniform
+from sdegen.likelihoods.chain import Answer, ChainOnData, Data, data_of_bound, fitted
 from sdegen.likelihoods.decoders import Decoder, Discretized, decoder_of
 from sdegen.models.base import Cond, Model
+from sdegen.paths.gaussian import log1p_snr
 from sdegen.solvers import Ancestral
 from sdegen.solvers.base import bar
 from sdegen.solvers.grids import Grid
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class VLB:
-    """An upper bound on -log p(x), in nats, term by term, for a batch of B samples.
+    """An upper bound on -log p(x) for every sample of a batch, in nats, term by term.
 
-    prior:       L_K, (B,).
-    transitions: L_1 ... L_{K-1}, nearest the data first, (B, K-1); or (B, draws) numbers whose sum estimates theirs.
-    decoder:     L_0, (B,): minus a log-density with the Gaussian decoder, else minus a log-probability.
-    size:        d, the number of values in one sample.
-    standard_error: (B,), of the sum of `transitions` where k or t was drawn, else None. It holds the noise of their
-                 eps too, unless `noise` was given; the decoder's one draw is not in it.
+    Attributes:
+        prior: L_K, (B,).
+        transitions: L_1 ... L_{K-1}, nearest the data first, (B, K-1); or (B, draws) numbers whose sum estimates the
+            sum of these, in the limit of many steps their integral.
+        decoder: L_0, (B,): minus a log-density with the Gaussian decoder, else minus a log-probability.
+        size: d, the number of values in one sample.
+        standard_error: where steps or clocks were drawn, that of the sum of `transitions`, (B,): it covers their choice
+            and, unless `noise` was given, their eps, and not the one eps that the decoder's term is taken at; None
+            where nothing but eps was drawn.
     """
 
     prior: Tensor
@@ -55,37 +62,42 @@ class VLB:
 
     @property
     def bits_per_dim(self) -> Tensor:
-        """`total` / (d ln 2), (B,): bits a value, of the levels or, with the Gaussian decoder, of the density of x."""
+        """`total` / (d ln 2), (B,): bits/dim, of the levels or, with the Gaussian decoder, of the density of x."""
         return self.total / (self.size * math.log(2))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class IWAE:
-    """A lower bound on log p(x) from the log-weights (B, samples) of whole reverse paths, in nats."""
+    """A lower bound on log p(x) from the importance weights of whole paths, in nats.
+
+    Attributes:
+        log_weights: log w of every path, (B, samples).
+        size: d, the number of values in one sample.
+    """
 
     log_weights: Tensor
     size: int
 
     @property
     def log_prob(self) -> Tensor:
-        """The bound, the log of the mean weight, (B,): in expectation it rises with the number of samples."""
+        """The bound, the log of the mean weight, (B,): in expectation it rises with the number of paths."""
         return torch.logsumexp(self.log_weights, 1) - math.log(self.log_weights.shape[1])
 
     @property
     def standard_error(self) -> Tensor:
-        """Of `log_prob`, by the delta method, (B,); NaN for a single sample."""
+        """Of `log_prob` over the draw of the paths, by the delta method, (B,); NaN for a single path."""
         weights = torch.exp(self.log_weights - self.log_weights.amax(1, keepdim=True))
         n = weights.shape[1]
         return weights.std(1) / (math.sqrt(n) * weights.mean(1)) if n > 1 else torch.full_like(weights[:, 0], math.nan)
 
     @property
     def effective_samples(self) -> Tensor:
-        """(sum of w)^2 / sum of w^2, (B,), between 1 and the number of samples."""
+        """(sum of w)^2 / sum of w^2, (B,), between 1 and the number of paths."""
         return torch.exp(2 * torch.logsumexp(self.log_weights, 1) - torch.logsumexp(2 * self.log_weights, 1))
 
     @property
     def bits_per_dim(self) -> Tensor:
-        """-`log_prob` / (d ln 2), (B,)."""
+        """-`log_prob` / (d ln 2), (B,), bits/dim."""
         return -self.log_prob / (self.size * math.log(2))
 
 
@@ -99,43 +111,56 @@ def vlb(
     noise: Tensor | None = None,
     generator: Generators = None,
     steps: int | None = None,
-    grid: Grid | None = None,
+    grid: Grid | Tensor | None = None,
     draws: int | None = None,
     batch_size: int | None = None,
     progress: bool = False,
 ) -> VLB:
-    """The variational bound of the DDPM chain on data `x` (B, *event), every term, in nats.
+    """The variational bound on -log p(x) of the DDPM chain, every term, in nats.
 
-    variance: of the chain's steps, as `Ancestral` samples them: "beta"; "posterior", which borrows the variance of the
-              second step for the first; "optimal", estimated from the x and noise given, which fits the chain to them
-              (score held-out data with the `optimal_variance` of other data); "learned"; or a tensor (K,) in the order
-              of the betas.
-    decoder:  "gaussian" for continuous data, or `Discretized(levels, low, high)` for data on levels.
-    cond:     keyword arguments for the network.
-    noise:    standard normals like x, the eps of every k; by default fresh draws from `generator` for every k.
+        -log p(x) <= E[ L_K + sum over k = 2 ... K of L_{k-1} + L_0 ]
 
-    steps, grid: the chain on a path that is none, or another chain on one that is, as in `Ancestral`.
-    draws:    an even number of random k a sample instead of all K-1; `standard_error` says how far off the sum may be.
-    batch_size: rows of x in one network call; tensors in cond with one row a sample are cut likewise.
-    progress: show a bar (needs tqdm).
+    per sample, over the noise eps in x_k, one draw of it per term. Every L_{k-1} is a Kullback-Leibler divergence
+    between two normal laws, taken in closed form; p(x_K) is the path's own prior, N(0, sigma_K^2).
 
-    K network calls a part, or draws + 1. The prior is the path's own, N(0, sigma_K^2). Raises TypeError or ValueError
-    before the first network call for bad input, data off the decoder's levels among it; NonFiniteError if the bound is.
+    Args:
+        model: K network calls on every part of x, or draws + 1.
+        x: data (B, *event).
+        variance: of the chain's steps, as `Ancestral` samples them: "beta"; "posterior", which borrows the variance of
+            the second step for the first; "optimal", estimated from the x and noise given, which fits the chain to them
+            (score held-out data with the `optimal_variance` of other data); "learned"; or a tensor (K,) in the order of
+            the betas.
+        decoder: "gaussian" for continuous data, or `Discretized(levels, low, high)` for data on levels.
+        cond: keyword arguments for the network; tensors with one row per sample are cut with x, `Shared` ones are not.
+        noise: standard normals like x, the eps of every k; by default fresh draws from `generator` for every k.
+        generator: a torch.Generator or one per sample.
+        steps: of the chain, on a path that is none or for a shorter one, as in `Ancestral`.
+        grid: of the chain, as in `Ancestral`, from one end of the path to the other.
+        draws: an even number of random k per sample instead of all K-1; `standard_error` says how far off the sum of
+            their terms may be.
+        batch_size: rows of x in one network call; all of them by default.
+        progress: whether to show a bar (needs tqdm).
+
+    Returns:
+        The terms, with `.total` in nats and `.bits_per_dim`.
+
+    Raises:
+        TypeError, ValueError: for bad input, data off the decoder's levels among it, before the first network call.
+        NonFiniteError: for a bound that is NaN or infinite.
+
+    References:
+        Denoising Diffusion Probabilistic Models, Ho et al., 2020, arXiv:2006.11239.
     """
-    y, cond, dtype = prepared(model, x, cond, noise, generator)
-    decoder = decoder_of(decoder, x)
+    data = data_of_bound(model, x, cond, noise, generator)
+    scored_by = decoder_of(decoder, x)
     if draws is not None:
         check_draws(draws)
-    options = {"noise": noise, "generator": generator, "batch_size": batch_size, "progress": progress}
-    solver = _solver(model, x, Ancestral(steps, variance=variance, grid=grid), cond, options)
-    found = []
+    laid = ChainOnData.lay(model, data, Ancestral(steps, variance=variance, grid=grid))
+    parts = list(batch_parts(x, batch_size))
     with evaluating(model):
-        for part in parts(x, batch_size):
-            eps, given = None if noise is None else noise[part].to(y), _checks.network_arguments(cond, part, len(x))
-            reverse = _Reverse(model, y[part], solver, dtype, given, eps, rows_of(generator, part))
-            terms = reverse.every_step(progress) if draws is None else reverse.some_steps(draws, progress)
-            found.append((reverse.prior, *terms, reverse.decoded(decoder)))
-    return joined(found, x)
+        laid = fitted(laid, variance, parts, progress)
+        terms = [_terms(laid.part(rows), scored_by, draws, progress) for rows in parts]
+    return joined(terms, x)
 
 
 def iwae(
@@ -148,137 +173,106 @@ def iwae(
     cond: Cond = None,
     generator: Generators = None,
     steps: int | None = None,
-    grid: Grid | None = None,
+    grid: Grid | Tensor | None = None,
     batch_size: int | None = None,
     progress: bool = False,
 ) -> IWAE:
-    """The importance-weighted bound on log p(x) of the DDPM chain, in nats: the mean weight of whole reverse paths.
+    """The importance-weighted lower bound on log p(x) of the DDPM chain, in nats.
 
-    `samples` = 1 is -`vlb` in expectation, and the bound rises to log p(x), with a gap that falls like 1/samples once
-    the weights have a finite variance.
+        log p(x) >= E log( 1/S sum over s of w_s ),   w = p(x, x_1 ... x_K) / q(x_1 ... x_K | x)
 
-    batch_size: rows in one network call; with more rows than x has, several paths of a sample are followed at once.
-    Other arguments as in `vlb` ("optimal" is estimated from x). samples K network calls on all of x.
-    Importance Weighted Autoencoders, Burda et al., 2016, arXiv:1509.00519.
+    For each x, S = `samples` whole paths x_1 ... x_K are drawn from q(. | x), by noising x; w is the joint density of
+    path and x under the chain over the path's density under q. The expectation is over these paths, the only thing
+    that is random, and `standard_error` is the spread of the log over their draw. Every w has the mean p(x), so one
+    path gives -`vlb` in expectation, and the bound rises to log p(x) with S, with a gap that falls like 1/S once the
+    weights have a finite variance.
+
+    Args:
+        model: samples K network calls on all of x.
+        x: data (B, *event).
+        samples: S, the number of paths per sample of the data.
+        variance: as in `vlb`; "optimal" is estimated from x.
+        decoder: as in `vlb`.
+        cond: as in `vlb`.
+        generator: a torch.Generator or one per sample.
+        steps: as in `vlb`.
+        grid: as in `vlb`.
+        batch_size: rows in one network call, B by default; with more, several paths of a sample are followed at once.
+        progress: whether to show a bar (needs tqdm).
+
+    Returns:
+        The log-weights, with `.log_prob`, its `.standard_error` and `.effective_samples`.
+
+    Raises:
+        TypeError, ValueError: for bad input, before the first network call.
+        NonFiniteError: for a bound that is NaN or infinite.
+
+    References:
+        Importance Weighted Autoencoders, Burda et al., 2016, arXiv:1509.00519.
     """
     samples = _checks.whole("samples", samples)
-    y, cond, dtype = prepared(model, x, cond, None, generator)
-    decoder = decoder_of(decoder, x)
-    options = {"generator": generator, "batch_size": batch_size, "progress": progress}
-    solver = _solver(model, x, Ancestral(steps, variance=variance, grid=grid), cond, options)
-    B, found = len(x), [y.new_empty(0)]
-    size = B if batch_size is None else _checks.whole("batch_size", batch_size)
-    size = min(size, B) if isinstance(generator, (list, tuple)) else size  # one draw at a time from each
+    data = data_of_bound(model, x, cond, None, generator)
+    scored_by = decoder_of(decoder, x)
+    laid = ChainOnData.lay(model, data, Ancestral(steps, variance=variance, grid=grid))
+    parts = list(batch_parts(x, batch_size))
+    one_each = isinstance(generator, (list, tuple))  # from each of them one draw at a time
     with evaluating(model):
-        for start in range(0, B * samples, max(size, 1)):
-            which = torch.arange(start, min(start + size, B * samples)) % B
-            own = [generator[i] for i in which] if isinstance(generator, (list, tuple)) else generator
-            part = slice(0, B) if size == B else which.to(x.device)
-            reverse = _Reverse(model, y[part], solver, dtype, _checks.network_arguments(cond, part, B), None, own)
-            found.append(reverse.log_weight(decoder, progress))
-    log_weights = torch.cat(found).reshape(samples, B).T
+        laid = fitted(laid, variance, parts, progress)
+        rows = _rows_of_paths(len(x), samples, batch_size, one_each)
+        found = [_log_weight(laid.part(part), scored_by, progress) for part in rows]
+    log_weights = torch.cat([data.y.new_empty(0), *found]).reshape(samples, len(x)).T
     _refuse_non_finite(log_weights.sum(1))
-    return IWAE(log_weights.to(torch.promote_types(dtype, torch.float32)), event_size(x.shape))
+    return IWAE(log_weights.to(torch.promote_types(x.dtype, torch.float32)), event_size(x.shape))
 
 
-class _Reverse:
-    """The chain's terms for some rows of data."""
+class Terms(NamedTuple):
+    """A part's terms, as in `VLB`."""
 
-    def __init__(
-        self,
-        model: Model,
-        y: Tensor,
-        solver: Ancestral,
-        dtype: torch.dtype,
-        cond: Mapping[str, object],
-        eps: Tensor | None,
-        generator: Generators,
-    ):
-        self._y = y
-        self._chain = ModelChain(model, y, solver, dtype)
-        self._cond, self._eps, self._generator = cond, eps, generator
-
-    def _draw(self) -> Tensor:
-        y = self._y
-        return normal(y.shape, self._generator, y.dtype, y.device)
-
-    def _missed(self, k: int | Tensor) -> tuple[Tensor, Tensor | None]:
-        """D_hat - D in step k, and the variance's place."""
-        eps = self._draw() if self._eps is None else self._eps
-        return self._chain.missed(self._y, k, eps, self._cond)[1:]
-
-    def _term(self, k: Tensor) -> Tensor:
-        return self._chain.transition(k, *self._missed(k))
-
-    @property
-    def prior(self) -> Tensor:
-        """L_K, (B,)."""
-        return self._chain.prior(self._y)
-
-    def decoded(self, decoder: Decoder) -> Tensor:
-        """L_0, (B,)."""
-        return self._chain.reconstruction(decoder, self._y, *self._missed(1))
-
-    def every_step(self, progress: bool) -> tuple[Tensor, Tensor | None]:
-        """L_1 ... L_{K-1}, (B, K-1)."""
-        terms = self._y.new_empty(len(self._y), self._chain.steps - 1)
-        with bar(self._chain.steps - 1, progress) as step:
-            for k in range(2, self._chain.steps + 1):
-                terms[:, k - 2] = self._term(torch.full((len(self._y),), k, device=self._y.device))
-                step()
-        return terms, None
-
-    def some_steps(self, draws: int, progress: bool) -> tuple[Tensor, Tensor | None]:
-        """Random terms (B, draws), each over its probability and `draws`, and the standard error of their sum (B,).
-
-        k falls on a step in proportion to what it loses of log(1 + SNR): to its likelihood weight.
-        """
-        if self._chain.steps < 2:
-            return self.every_step(progress)
-        u = self._chain.u
-        lost = -torch.diff(torch.log1p(((1 - u) / u) ** 2))
-        shares = (lost / lost.sum()).to(self._y)
-        edges = torch.cumsum(shares, 0)
-        with bar(draws, progress) as step:
-            found = []
-            for place in stratified(len(self._y), draws, self._generator, self._y):
-                k = torch.clamp(torch.searchsorted(edges, place), max=len(shares) - 1)
-                found.append(self._term(k + 2) / (draws * shares[k]))
-                step()
-        return with_error(found)
-
-    def log_weight(self, decoder: Decoder, progress: bool) -> Tensor:
-        """log p(x, x_1 ... x_K) - log q(x_1 ... x_K | x) of one path a row, drawn from the noise end."""
-        chain, y = self._chain, self._y
-        z = self._draw()
-        u = chain["u"][-1]
-        state = (1 - u) * y + u * z
-        total = 0.5 * sum_event(z**2 - (state / u) ** 2)
-        with bar(chain.steps, progress) as step:
-            for k in range(chain.steps, 1, -1):
-                which = torch.full((len(y),), k, device=y.device)
-                D_hat, place = chain.ask(state, which, self._cond)
-                var, log_ratio = chain.variance(which, y, place)
-                z, keep, add, u = self._draw(), chain["keep"][k - 1], chain["add"][k - 1], chain["u"][k - 1]
-                noise = chain["bridge"][k - 1].sqrt() * z
-                missed = add * (y - (state - u * D_hat)) + noise  # y_{k-1} less the model's mean
-                total = total - 0.5 * sum_event(log_ratio + missed**2 / var - z**2)
-                state = keep * state + add * y + noise
-                step()
-            u = chain["u"][0]
-            D_hat, place = chain.ask(state, torch.ones(len(y), dtype=torch.long, device=y.device), self._cond)
-            step()
-        return total - chain.reconstruction(decoder, y, D_hat - (state - y) / u, place)
+    prior: Tensor
+    transitions: Tensor
+    standard_error: Tensor | None
+    decoder: Tensor
 
 
-def stratified(n: int, draws: int, generator: Generators, y: Tensor) -> list[Tensor]:
-    """`draws` vectors (n,) of numbers in (0, 1], two in each of draws/2 equal slices."""
-    return [(j // 2 + uniform(n, generator, y.dtype, y.device)) / (draws // 2) for j in range(draws)]
+def _terms(laid: ChainOnData, decoder: Decoder, draws: int | None, progress: bool) -> Terms:
+    """L_K, L_1 ... L_{K-1} or random ones over their expected number, and L_0, last."""
+    steps: list[int] | list[Tensor] = list(range(2, len(laid) + 1))
+    expected = None
+    if draws is not None and steps:
+        steps, expected = _random_steps(laid, draws)
+    answers = laid.answers([*steps, 1], progress)
+    terms = list(map(laid.transition, islice(answers, len(steps))))
+    (first,) = answers
+    transitions = torch.stack(terms, 1) if terms else laid.data.y.new_empty(len(laid.data.y), 0)
+    error = None
+    if expected is not None:
+        transitions, error = with_error(transitions / expected)
+    return Terms(laid.prior(), transitions, error, laid.reconstruction(first, decoder))
 
 
-def with_error(found: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """The draws (B, draws) and the standard error of their sum, from the differences within the pairs."""
-    terms = torch.stack(found, 1)
+def _random_steps(laid: ChainOnData, draws: int) -> tuple[list[Tensor], Tensor]:
+    """Random k from 2 ... K, `draws` tensors (B,), and how often each was to be expected among them, (B, draws).
+
+    k falls on a step in proportion to what it loses of log(1 + SNR): to its likelihood weight.
+    """
+    data = laid.data
+    lost = torch.diff(log1p_snr(laid.chain.u[:-1])).flip(0)
+    shares = (lost / lost.sum()).to(data.y)
+    edges = torch.cumsum(shares, 0)
+    chosen = [
+        torch.clamp(torch.searchsorted(edges, fraction), max=len(shares) - 1) for fraction in stratified(data, draws)
+    ]
+    return [i + 2 for i in chosen], draws * torch.stack([shares[i] for i in chosen], 1)
+
+
+def stratified(data: Data, draws: int) -> list[Tensor]:
+    """`draws` vectors (B,) of numbers in (0, 1], two in each of draws/2 equal slices."""
+    y = data.y
+    return [(j // 2 + uniform(len(y), data.generator, y.dtype, y.device)) / (draws // 2) for j in range(draws)]
+
+
+def with_error(terms: Tensor) -> tuple[Tensor, Tensor]:
+    """Stratified terms (B, draws) and the standard error of their sum, (B,), from the differences within the pairs."""
     return terms, (terms[:, ::2] - terms[:, 1::2]).square().sum(1).sqrt()
 
 
@@ -288,24 +282,53 @@ def check_draws(draws: object) -> None:
         raise ValueError(f"draws must be even, two to a slice of log(1 + SNR), and it is {draws}.")
 
 
-def _solver(
-    model: Model, x: Tensor, solver: Ancestral, cond: Mapping[str, object], options: dict[str, object]
-) -> Ancestral:
-    """The solver, checked on the model's path, with "optimal" replaced by the variances themselves."""
-    ModelChain(model, x.double(), solver, x.dtype)
-    if isinstance(solver.variance, str) and solver.variance == "optimal" and len(x):
-        best = optimal_variance(model, x, solver.steps, grid=solver.grid, cond=cond, **options)
-        return Ancestral(solver.steps, variance=best, grid=solver.grid)
-    return solver
+def _rows_of_paths(B: int, samples: int, batch_size: int | None, one_each: bool) -> Iterator[slice | Tensor]:
+    """The rows of x behind the paths that go through the network at once: all paths, sample after sample."""
+    size = B if batch_size is None else batch_size
+    size = min(size, B) if one_each else size
+    for start in range(0, B * samples, max(size, 1)):
+        rows = torch.arange(start, min(start + size, B * samples)) % B
+        yield slice(0, B) if size == B else rows
 
 
-def joined(found: list[tuple[Tensor, Tensor, Tensor | None, Tensor]], x: Tensor) -> VLB:
-    """The parts' (prior, transitions, standard error, decoder) as one."""
-    empty = (x.new_empty(0), x.new_empty(0, 0), None, x.new_empty(0))
-    columns = list(zip(*(found or [empty]), strict=True))
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    prior, transitions, error, decoder = (None if c[0] is None else torch.cat(c).to(dtype) for c in columns)
-    bound = VLB(prior, transitions, decoder, event_size(x.shape), error)
+def _log_weight(laid: ChainOnData, decoder: Decoder, progress: bool) -> Tensor:
+    """log p(x, x_1 ... x_K) - log q(x_1 ... x_K | x) of one path per row, drawn from the noise end, (B,)."""
+    data, K = laid.data, len(laid)
+    y, z, u = data.y, data.eps(), laid.at("u", K)
+    state = (1 - u) * y + u * z
+    log_w = 0.5 * sum_event(z**2 - (state / u) ** 2)
+    with bar(K, progress) as step:
+        for k in range(K, 1, -1):
+            D_hat, position = laid.ask(state, k)
+            var, log_ratio = laid.variance(k, position)
+            u, keep, add, bridge = (laid.at(name, k) for name in ("u", "keep", "add", "bridge"))
+            z = data.eps()
+            noise = bridge.sqrt() * z
+            apart = add * (y - (state - u * D_hat)) + noise  # y_{k-1} less the model's mean
+            log_w = log_w - 0.5 * sum_event(log_ratio + apart**2 / var - z**2)
+            state = keep * state + add * y + noise
+            step()
+        D_hat, position = laid.ask(state, 1)
+        step()
+    last = Answer(1, state, (state - y) / laid.at("u", 1), D_hat, position)
+    return log_w - laid.reconstruction(last, decoder)
+
+
+def joined(parts: list[Terms], x: Tensor) -> VLB:
+    """The terms of all parts as one."""
+    parts = parts or [Terms(x.new_empty(0), x.new_empty(0, 0), None, x.new_empty(0))]
+    errors = [terms.standard_error for terms in parts if terms.standard_error is not None]
+
+    def column(tensors: list[Tensor]) -> Tensor:
+        return torch.cat(tensors).to(torch.promote_types(x.dtype, torch.float32))
+
+    bound = VLB(
+        column([terms.prior for terms in parts]),
+        column([terms.transitions for terms in parts]),
+        column([terms.decoder for terms in parts]),
+        event_size(x.shape),
+        column(errors) if errors else None,
+    )
     _refuse_non_finite(bound.total)
     return bound
 

@@ -74,7 +74,7 @@ def batch(name: str, x: object, *, finite: bool = True) -> Tensor:
         )
     if x.ndim < 2 or math.prod(x.shape[1:]) == 0:
         raise ValueError(f"{name} must have shape (B, ...), a batch axis and a non-empty event, not {tuple(x.shape)}.")
-    if finite and x.numel() and not math.isfinite(x.detach().sum()):  # one pass: a finite sum has finite terms
+    if finite and x.numel() and not math.isfinite(x.sum().item()):  # one pass: a finite sum has finite terms
         bad = int((~torch.isfinite(x.flatten(1))).any(1).sum())
         if bad:
             raise ValueError(f"{name} holds NaN or infinite values in {bad} of its {x.shape[0]} samples.")

@@ -24,12 +24,12 @@ import torch
 from torch import Tensor
 
 from sdegen import _checks
-from sdegen._shapes import Generators, as_time, batch_of_times, like
+from sdegen._shapes import Generators, as_time, batch_of_times, like, uniform
 from sdegen.models.base import PREDICTIONS, Cond
 from sdegen.models.model import ScoreModel
 from sdegen.paths.gaussian import GaussianPath
 from sdegen.training.couplings import Coupling, Independent, pairs
-from sdegen.training.times import SAMPLERS, Times, UniformTimes
+from sdegen.training.times import SAMPLERS, Times, at
 
 Weighting = Callable[[GaussianPath, Tensor], Tensor]
 
@@ -139,7 +139,7 @@ def loss(
         weight = weight if importance is None else importance * weight
         weight = weight * _eps_per_prediction(alpha, sigma, a, b) ** 2
     if not drawn:
-        _check_finite(model, t, a, b, weight)
+        _check_finite(model, t, alpha, sigma, a, b, weight)
     x_t = (like(alpha, x) * x + like(sigma, x) * eps).to(x.dtype)
     p = model.predict(x_t, t, _checks.network_arguments(arguments, rows, len(x))).to(t.dtype)
     missed = _combined((k, p)) - _combined((a, x), (b, eps))
@@ -186,14 +186,16 @@ def _times(
         if times is not None:
             raise ValueError(f"Give either t or times, and t = {t!r} came with times = {times!r}.")
         return path.checked_times(batch_of_times(t, x.to(torch.promote_types(x.dtype, torch.float32)))), None, False
-    if times is None:
-        return UniformTimes()(path, len(x), generator, x.dtype, x.device)[0], None, True
-    t, weight = times(path, len(x), generator, x.dtype, x.device)
+    if times is None:  # UniformTimes(), whose weights are 1
+        return at(path, uniform(len(x), generator, x.dtype, x.device)), None, True
+    answer = times(path, len(x), generator, x.dtype, x.device)
     if type(times) in SAMPLERS:
-        return t, weight, True
-    t = as_time(_one_each("times", t, x))
+        return *answer, True
+    if not isinstance(answer, (tuple, list)) or len(answer) != 2:
+        raise TypeError(f"times must return the times and their weights, and {times!r} gave {type(answer).__name__}.")
+    t = as_time(_one_each("times", answer[0], x))
     wide = torch.promote_types(torch.promote_types(t.dtype, x.dtype), torch.float32)
-    return path.checked_times(t.to(wide)), _weights("the weights of times", weight, x), False
+    return path.checked_times(t.to(wide)), _weights("the weights of times", answer[1], x), False
 
 
 def _weights(name: str, values: object, x: Tensor) -> Tensor:
@@ -232,11 +234,11 @@ def _eps_per_prediction(alpha: Tensor, sigma: Tensor, a: Tensor | float, b: Tens
 
 
 def _check_finite(model: ScoreModel, t: Tensor, *numbers: Tensor | float | None) -> None:
-    """A ValueError at the first time where one of the numbers is not finite; on the CPU alone."""
+    """A ValueError that names the first time at which one of the numbers is not finite; on the CPU alone."""
     for number in numbers:
         if isinstance(number, Tensor) and number.device.type == "cpu" and not bool(number.isfinite().all()):
             wrong = t[~number.isfinite().expand_as(t)]
             raise ValueError(
                 f"At t = {wrong[0]:g} on {model.path!r} the loss of a network for {model.predicts!r} is not finite: "
-                "its target or its weight is infinite there; draw times inside the path, or train for 'v'."
+                "its target or its weight is infinite or undefined there; keep t inside the path, or train for 'v'."
             )

@@ -1,7 +1,8 @@
 """Small data sets for trying things out: four toy densities in the plane, and the 8x8 digits of scikit-learn.
 
 The toys are closed forms of uniform and normal draws: (n, 2) in torch's default dtype, mean zero, coordinates of order
-one. They draw from `generator`, or from torch's global one, and from no other.
+one, on the device of `generator`. They draw from it, or from torch's global generator, and from no other. A bad
+argument is a TypeError or ValueError.
 
 The digits are images n of whole levels 0 ... L-1. `dequantise` makes them continuous by uniform noise within each
 level, and `bits_per_dim` turns a log-density of the result back into a code length of the levels themselves.
@@ -19,7 +20,11 @@ from sdegen import _checks
 
 
 def two_moons(n: int, *, noise: float = 0.05, generator: torch.Generator | None = None) -> Tensor:
-    """Two interleaved half circles of radius 4/3, shape (n, 2), blurred by N(0, noise^2)."""
+    """Two interleaved half circles of radius 4/3, shape (n, 2), blurred by N(0, noise^2 I).
+
+    Draws are, with equal odds, 4/3 ((cos a, sin a) - (1/2, 1/4)) or 4/3 ((1 - cos a, 1/2 - sin a) - (1/2, 1/4)), a
+    uniform on [0, pi].
+    """
     noise = _checks.real("noise", noise, low=0.0)
     u = _uniform(n, 2, generator)
     angle, upper = math.pi * u[:, 0], u[:, 1] < 0.5
@@ -47,7 +52,7 @@ def checkerboard(n: int, *, generator: torch.Generator | None = None) -> Tensor:
 
 
 def swiss_roll(n: int, *, noise: float = 0.05, generator: torch.Generator | None = None) -> Tensor:
-    """The spiral a (cos a, sin a) / 7, a uniform on [3 pi/2, 9 pi/2], centred and blurred by N(0, noise^2); (n, 2)."""
+    """The spiral a (cos a, sin a)/7, a uniform on [3 pi/2, 9 pi/2], centred and blurred by N(0, noise^2 I); (n, 2)."""
     noise = _checks.real("noise", noise, low=0.0)
     u = _uniform(n, 1, generator)
     a = 1.5 * math.pi * (1 + 2 * u)
@@ -56,16 +61,22 @@ def swiss_roll(n: int, *, noise: float = 0.05, generator: torch.Generator | None
 
 
 def digits(split: str = "train", *, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Handwritten digits of 8x8 pixels in 17 levels.
+    """Handwritten digits of 8x8 pixels in 17 levels, as scikit-learn ships them.
 
-    Optical Recognition of Handwritten Digits, Alpaydin and Kaynak, 1998, UCI repository, as scikit-learn ships it.
-
-    Arguments:
+    Args:
         split: "train" (1437 images) or "test" (360), disjoint, each label split four to one.
         seed: which split; it depends on nothing else, and the global generators are left alone.
 
     Returns:
         images (n, 1, 8, 8), the whole numbers 0 ... 16 in torch's default dtype; labels (n,), int64.
+
+    Raises:
+        TypeError: an argument of another type.
+        ValueError: another split, or a negative seed.
+        ImportError: scikit-learn is not installed.
+
+    References:
+        Optical Recognition of Handwritten Digits, Alpaydin and Kaynak, 1998, UCI Machine Learning Repository.
     """
     _checks.choice("split", split, ["train", "test"])
     seed = _checks.whole("seed", seed, least=0)
@@ -87,45 +98,69 @@ def digits(split: str = "train", *, seed: int = 0) -> tuple[Tensor, Tensor]:
 
 
 def dequantise(images: Tensor, levels: int = 17, generator: torch.Generator | None = None) -> Tensor:
-    """y = 2 (n + u) / L - 1 with u uniform on [0, 1): levels 0 ... L-1 spread over [-1, 1), each on its own cell.
+    """Levels 0 ... L-1 spread over [-1, 1) by uniform noise, each on a cell of its own.
 
-    Over the first axis u is a Latin hypercube: every pixel's values of u fall one into each of n equal parts, so that
-    a mean over images varies less from draw to draw.
+    y = 2 (n + u)/L - 1 with u uniform on [0, 1), one for every pixel. Over the first axis u is a Latin hypercube: every
+    pixel's values of u fall one into each of B equal parts, so that a mean over images varies less from draw to draw.
 
-    A note on the evaluation of generative models, Theis et al., 2016, arXiv:1511.01844.
-
-    Arguments:
-        images: whole numbers n in 0 ... levels-1, any shape, any real dtype.
+    Args:
+        images: whole numbers n in 0 ... L-1, (B, ...), of any real dtype.
         levels: L.
         generator: for u; torch's global one by default.
 
     Returns:
         a fresh draw y, like `images` if those are floating, else in torch's default dtype.
+
+    Raises:
+        TypeError: images that are no tensor of numbers, or another argument of another type.
+        ValueError: a value that is not one of the levels. On an accelerator, where looking would wait for the device,
+            its y is NaN instead.
+
+    References:
+        A note on the evaluation of generative models, Theis et al., 2016, arXiv:1511.01844.
     """
     levels = _checks.whole("levels", levels, least=2)
     if not isinstance(images, Tensor) or images.is_complex() or images.dtype is torch.bool:
         received = f"dtype {images.dtype}" if isinstance(images, Tensor) else type(images).__name__
         raise TypeError(f"images must be a tensor of whole numbers, and this is {received}.")
-    n = images if images.is_floating_point() else images.to(torch.get_default_dtype())
-    wrong = n[~((n >= 0) & (n <= levels - 1) & (n == n.floor()))]
-    if wrong.numel():
-        raise ValueError(f"images must hold whole numbers from 0 to {levels - 1}, and one value is {wrong[0].item()}.")
+    n = _levels(images if images.is_floating_point() else images.to(torch.get_default_dtype()), levels)
     rank, shift = (torch.rand(n.shape, generator=_source(generator), dtype=n.dtype, device=n.device) for _ in range(2))
     u = (rank.argsort(0) + shift) / max(len(n), 1) if n.ndim else shift
     below_one = 1 - torch.finfo(n.dtype).eps / 2  # n + u may round up to L
     return (2 / levels * (n + u) - 1).clamp(max=below_one)
 
 
+def _levels(n: Tensor, levels: int) -> Tensor:
+    """`n`, whose values must be whole numbers below `levels`; those that are not are NaN on an accelerator."""
+    good = (n >= 0) & (n <= levels - 1) & (n == n.floor())
+    if n.device.type == "cpu" and not bool(good.all()):
+        raise ValueError(
+            f"images must hold whole numbers from 0 to {levels - 1}, and one value is {n[~good][0].item()}."
+        )
+    return torch.where(good, n, torch.nan)
+
+
 def bits_per_dim(log_prob: Tensor, event: int | Sequence[int], levels: int = 17) -> Tensor:
     """Bits per dimension of discrete images n, from log-densities of y = dequantise(n, levels).
 
     The cell of n has volume (2/L)^d, so P(n) = (2/L)^d E_u[p(y)], and by Jensen's inequality
-    -log P(n) <= -E_u[log p(y)] + d log(L/2): averaged over draws of u, this is an upper bound on the true code length.
 
-    Arguments:
+        -log P(n) <= -E_u[log p(y)] + d log(L/2)
+
+    so that -log2 p(y)/d + log2(L/2), averaged over draws of u, is an upper bound on the true code length. The uniform
+    density on [-1, 1)^d costs log2(L).
+
+    Args:
         log_prob: log p(y) in nats, any shape.
         event: d, or the shape of one image, e.g. (1, 8, 8).
-        levels: L. The uniform density on [-1, 1)^d costs log2(L) bits per dimension.
+        levels: L.
+
+    Returns:
+        bits per dimension, shaped like log_prob.
+
+    Raises:
+        TypeError: a size or `levels` that is not an integer.
+        ValueError: a size below 1, or `levels` below 2.
     """
     levels = _checks.whole("levels", levels, least=2)
     sizes = event if isinstance(event, Sequence) else (event,)
@@ -141,8 +176,9 @@ def _source(generator: torch.Generator | None) -> torch.Generator | None:
 
 def _uniform(n: int, columns: int, generator: torch.Generator | None) -> Tensor:
     """Uniform numbers on [0, 1), shape (n, columns), where the generator lives."""
-    device = None if _source(generator) is None else generator.device
-    return torch.rand(_checks.whole("n", n), columns, generator=generator, device=device)
+    source = _source(generator)
+    device = None if source is None else source.device
+    return torch.rand(_checks.whole("n", n), columns, generator=source, device=device)
 
 
 def _normal(like: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -1,7 +1,7 @@
 """Two small networks for the examples: `MLP` for points in R^d, `UNet` for images. Any other network serves as well.
 
-A network is called `net(x, t)` with x (B, ...) and t (B,), and answers with a tensor like x; built with `classes=K` it
-also takes `label` (B,), whole numbers below K, and `label=None` stands for "any class". Both are smooth in x and t,
+A network is called `net(x, t)` with x (B, *event) and t (B,), and answers with a tensor like x; built with `classes=K`
+it also takes `label` (B,), whole numbers below K, and `label=None` stands for "any class". Both are smooth in x and t,
 because a likelihood differentiates through them, and begin as the zero function.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,15 +18,26 @@ from torch.nn import functional as F  # noqa: N812
 
 from sdegen import _checks
 
+Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
+
 
 class TimeEmbedding(nn.Module):
-    """t (B,), and a label (B,) if there are classes, to features (B, dim).
+    """Times, and labels if there are classes, as features for a network.
 
     sin(2^k t) and cos(2^k t), k = -4 ... 6, through a small network: the slowest wave tells any two times of order ten
     apart. No wave is faster than a field varies in t: with k up to 10 an adaptive solve took eight times the network
     calls on one trained example. Powers of two are exact in every dtype, so a cast changes no frequency.
 
-    Attention Is All You Need, Vaswani et al., 2017, arXiv:1706.03762 (the waves).
+    Args:
+        dim: number of features.
+        classes: number of labels; by default there are none.
+
+    Raises:
+        TypeError: an argument is not an integer.
+        ValueError: an argument is below 1.
+
+    References:
+        Attention Is All You Need, Vaswani et al., 2017, arXiv:1706.03762 (the waves).
     """
 
     frequencies: Tensor
@@ -39,10 +51,21 @@ class TimeEmbedding(nn.Module):
         self.label = None if classes is None else nn.Embedding(_checks.whole("classes", classes), dim)
 
     def forward(self, t: Tensor, label: Tensor | None = None) -> Tensor:
-        """Embed times of shape (B,), each with its label where one is given."""
+        """The features of times t (B,), plus those of their labels where they are given.
+
+        Args:
+            t: one time per sample, (B,).
+            label: int64 in 0 ... classes - 1, (B,); None stands for any class.
+
+        Returns:
+            features, (B, dim), in the dtype of the parameters.
+
+        Raises:
+            ValueError: labels of another shape, dtype or range, or labels for a network that was built without.
+        """
         phase = t[:, None] * self.frequencies
         waves = torch.cat([phase.sin(), phase.cos()], 1)
-        features = self.mlp(waves.to(self.mlp[0].weight.dtype))
+        features: Tensor = self.mlp(waves.to(next(self.mlp.parameters()).dtype))
         if label is None:
             return features
         if self.label is None:
@@ -52,17 +75,26 @@ class TimeEmbedding(nn.Module):
         if label.device.type == "cpu" and bool(((label < 0) | (label >= self.label.num_embeddings)).any()):
             # An accelerator raises its own error; asking it here would stall every call.
             raise ValueError(f"label must lie in 0 ... {self.label.num_embeddings - 1}, and it is {label.tolist()}.")
-        return features + self.label(label)
+        of_label: Tensor = self.label(label)
+        return features + of_label
 
 
 class MLP(nn.Module):
     """A residual network for points x (B, dim): every layer sees the time.
 
-    Arguments:
+    With c the features of t and label, and h_0 = A x + a,
+
+        h_{k+1} = h_k + W_k silu(h_k + S_k c) + b_k,    k = 0 ... depth - 1,    out = B silu(h_depth) + b
+
+    Args:
         dim: d, the size of one sample.
         hidden: width of the layers.
         depth: number of residual layers.
-        classes: number of labels, if any.
+        classes: number of labels; by default there are none.
+
+    Raises:
+        TypeError: an argument is not an integer.
+        ValueError: an argument is below 1.
     """
 
     def __init__(self, dim: int, hidden: int = 128, depth: int = 3, classes: int | None = None) -> None:
@@ -76,29 +108,41 @@ class MLP(nn.Module):
         self.last = _zero(nn.Linear(hidden, dim))
 
     def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
-        """Map x (B, dim) at times t (B,) to a tensor like x."""
+        """The network's output at x (B, dim), times t (B,) and labels (B,) or None; shaped like x.
+
+        Raises:
+            ValueError: a shape, or a label, that does not fit.
+        """
         if x.ndim != 2 or x.shape[1] != self.dim:
             raise ValueError(f"This network takes x of shape (B, {self.dim}), and it received {tuple(x.shape)}.")
         c = self.time(_times(t, x), label)
-        h = self.first(x)
+        h: Tensor = self.first(x)
         for layer, shift in zip(self.layers, self.shifts, strict=True):
             h = h + layer(F.silu(h + shift(c)))
-        return self.last(F.silu(h))
+        out: Tensor = self.last(F.silu(h))
+        return out
 
 
 class UNet(nn.Module):
     """A small U-Net for images x (B, C, H, W): H and W must be divisible by 2^(len(multipliers) - 1).
 
-    Each level has one residual block on the way down and one on the way up, joined by a skip connection.
+    Each level but the coarsest has one residual block on the way down and one on the way up, joined by a skip
+    connection; the coarsest has two.
 
-    U-Net: Convolutional Networks for Biomedical Image Segmentation, Ronneberger et al., 2015, arXiv:1505.04597;
-    Denoising Diffusion Probabilistic Models, Ho et al., 2020, arXiv:2006.11239 (the blocks).
-
-    Arguments:
+    Args:
         channels: C.
         width: channels of the finest level.
-        multipliers: channels of each level, finest first, as multiples of `width`; every level halves H and W.
-        classes: number of labels, if any.
+        multipliers: channels of each level, finest first, as multiples of `width`; H and W are halved from each level
+            to the next.
+        classes: number of labels; by default there are none.
+
+    Raises:
+        TypeError: an argument is not an integer, or a multiplier is none.
+        ValueError: an argument is below 1, or there is no level.
+
+    References:
+        U-Net: Convolutional Networks for Biomedical Image Segmentation, Ronneberger et al., 2015, arXiv:1505.04597.
+        Denoising Diffusion Probabilistic Models, Ho et al., 2020, arXiv:2006.11239 (the blocks).
     """
 
     def __init__(
@@ -123,10 +167,15 @@ class UNet(nn.Module):
         self.last = _zero(nn.Conv2d(widths[0], channels, 3, padding=1))
 
     def forward(self, x: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
-        """Map x (B, C, H, W) at times t (B,) to a tensor like x."""
+        """The network's output at x (B, C, H, W), times t (B,) and labels (B,) or None; shaped like x.
+
+        Raises:
+            ValueError: a shape, or a label, that does not fit.
+        """
         self._check(x)
         c = self.time(_times(t, x), label)
-        h, skips = self.first(x), []
+        h: Tensor = self.first(x)
+        skips: list[Tensor] = []
         for block, shrink in zip(self.down, self.shrink, strict=True):
             skips.append(block(h, c))
             h = shrink(skips[-1])
@@ -135,7 +184,8 @@ class UNet(nn.Module):
         for block, grow in zip(reversed(self.up), reversed(self.grow), strict=True):
             h = grow(F.interpolate(h, scale_factor=2.0, mode="nearest"))
             h = block(torch.cat([h, skips.pop()], 1), c)
-        return self.last(F.silu(self.norm(h)))
+        out: Tensor = self.last(F.silu(self.norm(h)))
+        return out
 
     def _check(self, x: Tensor) -> None:
         step = 2 ** len(self.down)
@@ -160,17 +210,18 @@ class _Block(nn.Module):
         scale, shift = self.context(c)[:, :, None, None].chunk(2, 1)
         inner = self.conv1(F.silu(self.norm1(h)))
         inner = self.conv2(F.silu(self.norm2(inner) * (1 + scale) + shift))
-        return self.skip(h) + inner
+        out: Tensor = self.skip(h) + inner
+        return out
 
 
 def _norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(math.gcd(8, channels), channels)
 
 
-def _zero(layer: nn.Linear | nn.Conv2d) -> nn.Linear | nn.Conv2d:
+def _zero(layer: Layer) -> Layer:
     """The layer with weights and bias zero: a network begins as the zero function, a block as its skip."""
-    nn.init.zeros_(layer.weight)
-    nn.init.zeros_(layer.bias)
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
     return layer
 
 

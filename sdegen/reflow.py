@@ -1,10 +1,15 @@
 """Flows as flows: rectification, straightness, and vector fields that never knew a path.
 
     rectify        x at the end of the ODE from z: retrained on these pairs (z, x), paths cross less and are straighter
-    straightness   S = integral over u of E|dy/du - (y_noise - y_data)|^2, zero where every path is a straight line
+    straightness   S = integral over u of |dy/du - (y_noise - y_data)|^2, zero where the path of y is a straight line
+    vector_field   dx/dt = f(x, t) for any f, as a model: a continuous normalising flow
 
-Flow Straight and Fast: Learning to Generate and Transfer Data with Rectified Flow, Liu et al., 2023, arXiv:2209.03003;
-Neural Ordinary Differential Equations, Chen et al., 2018, arXiv:1806.07366 (continuous normalising flows).
+y = x_t/r and u = sigma/r with r = alpha + sigma are the straight coordinates of every path.
+
+References:
+    Flow Straight and Fast: Learning to Generate and Transfer Data with Rectified Flow, Liu et al., 2023,
+    arXiv:2209.03003.
+    Neural Ordinary Differential Equations, Chen et al., 2018, arXiv:1806.07366.
 """
 
 from __future__ import annotations
@@ -20,54 +25,95 @@ from sdegen.models.base import Cond, Model
 from sdegen.models.model import ScoreModel
 from sdegen.paths.flows import CondOT, Interpolant, Retimed
 from sdegen.paths.gaussian import Source
-from sdegen.sampling import decode, solve
-from sdegen.solvers import ODESolver, PowerGrid
+from sdegen.sampling import decode, ode_solver, solve
+from sdegen.solvers import ODESolver, PowerGrid, Solver
+
+HUNDRED_STEPS = ODESolver("rk4", steps=100, grid=PowerGrid(1))
+"""What straightness uses unless told otherwise."""
 
 
-def rectify(model: Model, z: Tensor, solver: ODESolver | None = None, *, cond: Cond = None) -> Tensor:
-    """The data x (B, *event) that the model's ODE carries the draws `z` from its source to: reflow's coupling.
+def rectify(model: Model, z: Tensor, solver: Solver | None = None, *, cond: Cond = None) -> Tensor:
+    """The data x that the model's ODE carries draws z from its source to: reflow's coupling of x with z.
 
-    z:      standard normals, or draws from the source of an `Interpolant`.
-    solver: an ODESolver, by default that of `log_prob`.
+    x is the state at the data end of dy/du = eps_hat - x_hat from x_T = sigma(t_noise) z. Retrain by
+    `loss(new, x, noise=z)` with the new model on an `Interpolant`: the pairs (z, x) are no longer independent, so that
+    the new model has an ODE and no score.
 
-    Retrain with `loss(new, x, noise=z)`, the new model on an `Interpolant`. Liu et al., 2023, arXiv:2209.03003.
+    Args:
+        model: a `ScoreModel`, or the `.model(path)` of an exact target.
+        z: standard normals, or draws from the source of an `Interpolant`, (B, *event).
+        solver: one that solves the ODE; by default that of `log_prob`.
+        cond: keyword arguments for the network, as in `sample`.
+
+    Returns:
+        x, shaped like z.
+
+    Raises:
+        TypeError: as `decode`.
+        ValueError: as `decode`.
+        NonFiniteError: as `decode`.
+
+    References:
+        Flow Straight and Fast, Liu et al., 2023, arXiv:2209.03003.
     """
     check_model(model)
-    sigma = model.path.sigma(torch.tensor(model.path.t_noise, dtype=torch.float64)).item()
-    return decode(model, sigma * _checks.batch("z", z), solver, cond=cond)
+    sigma = float(model.path.sigma(torch.tensor(model.path.t_noise, dtype=torch.float64)))
+    return decode(model, sigma * _checks.batch("z", z, finite=False), solver, cond=cond)
 
 
 def straightness(
     model: Model,
     z: Tensor,
-    solver: ODESolver | None = None,
+    solver: Solver | None = None,
     *,
     cond: Cond = None,
     u: tuple[float, float] | None = None,
 ) -> Tensor:
-    """How far every path of the ODE is from a straight line, (B,), in squared units of the data; 0 for a straight one.
+    """How far the path of every sample under the ODE is from a straight line: 0 for one that is straight.
 
-    S = integral over u of |dy/du - (y_noise - y_data)/(u_noise - u_data)|^2, y = x_t/r, which on `CondOT` is Liu et
-    al.'s measure for one path; its mean over z is theirs.
+    S = integral over u of |dy/du - (y_noise - y_data)/(u_noise - u_data)|^2, y = x_t/r, where the chords of the
+    solver's steps stand for dy/du: with states y_k at the knots u_k, k = 0 ... N, and h_k = u_{k+1} - u_k,
 
-    z:      x at the noise end (B, *event), as in `decode`. u: (from, to), only this part of the path.
-    solver: by default "rk4" in 100 equal steps of u; the chords of its steps stand for dy/du.
+        S = sum over k of |h_k| |(y_{k+1} - y_k)/h_k - (y_N - y_0)/(u_N - u_0)|^2
 
-    Liu et al., 2023, arXiv:2209.03003.
+    On `CondOT` this is Liu et al.'s measure for one path, and its mean over z is theirs.
+
+    Args:
+        model: a `ScoreModel`, or the `.model(path)` of an exact target.
+        z: x at the noise end, as in `decode`, (B, *event).
+        solver: one that solves the ODE in at least two steps, not chosen from a tolerance; by default "rk4" in 100
+            equal steps of u.
+        cond: keyword arguments for the network, as in `sample`.
+        u: (from, to), only this part of the path; z is then x_t at u[0].
+
+    Returns:
+        S, (B,), in squared units of the data.
+
+    Raises:
+        TypeError: as `decode`.
+        ValueError: as `decode`, for an adaptive `ODESolver`, and for a solver that reports fewer than two steps.
+        NonFiniteError: as `decode`.
+
+    References:
+        Flow Straight and Fast, Liu et al., 2023, arXiv:2209.03003.
     """
-    solver = ODESolver("rk4", steps=100, grid=PowerGrid(1)) if solver is None else solver
-    if not isinstance(solver, ODESolver):
-        raise TypeError(f"Straightness is about the ODE: give an ODESolver, not {solver!r}.")
-    if solver.steps is None and solver.grid is None:
+    solver = HUNDRED_STEPS if solver is None else ode_solver(solver)
+    if isinstance(solver, ODESolver) and solver.steps is None and solver.grid is None:
         raise ValueError(f"The chords of a few long steps hide what bends: give fixed steps, not {solver!r}.")
-    z = _checks.batch("z", z)
-    path = solve(model, z.to(torch.promote_types(z.dtype, torch.float32)), solver, cond=cond, u=u, trajectory=True)
-    every = (-1, *[1] * path.x.ndim)
-    y = path.trajectory / model.path.scale(path.u).to(path.x).reshape(every)
-    du = torch.diff(path.u).to(path.x)
-    slopes = torch.diff(y, dim=0) / du.reshape(every)
-    bend = slopes - (y[-1] - y[0]) / du.sum()
-    return (du.abs()[:, None] * bend.square().flatten(2).sum(2)).sum(0)
+    z = _checks.batch("z", z, finite=False)
+    wide = z.to(torch.promote_types(z.dtype, torch.float32))
+    solution = solve(model, wide, solver, cond=cond, u=u, trajectory=True)
+    x, u_knots = solution.trajectory, solution.u
+    if x is None or (len(x) < 3 and len(z)):
+        known = 0 if x is None else len(x) - 1
+        raise ValueError(
+            f"Straightness is measured along the solver's steps, two at the least: {solver!r} reports {known}."
+        )
+    every = (-1, *[1] * z.ndim)
+    y = x / model.path.scale(u_knots).to(x).reshape(every)
+    h = torch.diff(u_knots).to(x)
+    bend = torch.diff(y, dim=0) / h.reshape(every) - (y[-1] - y[0]) / h.sum()
+    return (h.abs()[:, None] * bend.square().flatten(2).sum(2)).sum(0)
 
 
 def vector_field(
@@ -75,11 +121,30 @@ def vector_field(
 ) -> ScoreModel:
     """A continuous normalising flow dx/dt = f(x, t), any field at all, as a model for `sample`, `encode`, `log_prob`.
 
-    f:     called as f(x, t) with x (B, *event), t (B,).
-    t_data, t_noise: where the data and the latents are; FFJORD's flows have t_data = 0, t_noise = 1.
-    prior: the law of the latents, with `.log_prob` and `.sample(shape, generator)`; by default N(0, I).
+    x(t_noise) is drawn from the prior and the field carries it to x(t_data), so that
 
-    There is no score: only the ODE can be solved. Chen et al., 2018, arXiv:1806.07366; Grathwohl et al.,
-    2019, arXiv:1810.01367.
+        log p(x(t_data)) = log prior(x(t_noise)) - integral of div f(x(t), t) dt from t_noise to t_data
+
+    There is no score: only the ODE can be solved.
+
+    Args:
+        f: called as f(x, t), x (B, *event) and t (B,), or f(x, t, **cond) where there is `cond`; returns a tensor
+            shaped like x. An nn.Module or any callable.
+        t_data: the time at the data; FFJORD's flows have t_data = 0 and t_noise = 1.
+        t_noise: the time at the latents.
+        prior: the law of the latents, an object with `.log_prob(x)` and `.sample(shape, generator)`; by default
+            N(0, I).
+
+    Returns:
+        the model, on an `Interpolant` that predicts "velocity".
+
+    Raises:
+        TypeError: f is not callable, a time not a number, or the prior has neither method.
+        ValueError: the times are equal or not finite.
+
+    References:
+        Neural Ordinary Differential Equations, Chen et al., 2018, arXiv:1806.07366.
+        FFJORD: Free-form Continuous Dynamics for Scalable Reversible Generative Models, Grathwohl et al., 2019,
+        arXiv:1810.01367.
     """
     return ScoreModel(f, Interpolant(Retimed(CondOT(), t_data, t_noise), prior), "velocity")

@@ -230,7 +230,7 @@ def _reaches_data(problem: Problem) -> bool:
 def _own_knots(path: GaussianPath, steps: int, u_from: float, u_to: float) -> Tensor:
     """The knots of a path's own chain between two clocks, and these."""
     fraction = torch.arange(steps, -1, -1, dtype=torch.float64) / steps
-    u = path.clock(path.t_data + (path.t_noise - path.t_data) * fraction)
+    u = path.clock(path.at(fraction))
     inside = u[(u < u_from - 1e-12) & (u > u_to + 1e-12)]
     return torch.cat([u.new_tensor([u_from]), inside, u.new_tensor([u_to])])
 

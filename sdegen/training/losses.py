@@ -29,7 +29,7 @@ from sdegen.models.base import PREDICTIONS, Cond
 from sdegen.models.model import ScoreModel
 from sdegen.paths.gaussian import GaussianPath
 from sdegen.training.couplings import Coupling, Independent, pairs
-from sdegen.training.times import SAMPLERS, Times, at
+from sdegen.training.times import SAMPLERS, Times
 
 Weighting = Callable[[GaussianPath, Tensor], Tensor]
 
@@ -175,6 +175,7 @@ def _checked(
         )
     if not len(x):
         raise ValueError(f"An empty batch, shape {tuple(x.shape)}, has no loss.")
+    model.path.ends  # noqa: B018  # what a path states is compared with its alpha and sigma, once
     return model.path
 
 
@@ -187,7 +188,7 @@ def _times(
             raise ValueError(f"Give either t or times, and t = {t!r} came with times = {times!r}.")
         return path.checked_times(batch_of_times(t, x.to(torch.promote_types(x.dtype, torch.float32)))), None, False
     if times is None:  # UniformTimes(), whose weights are 1
-        return at(path, uniform(len(x), generator, x.dtype, x.device)), None, True
+        return path.at(uniform(len(x), generator, x.dtype, x.device)), None, True
     answer = times(path, len(x), generator, x.dtype, x.device)
     if type(times) in SAMPLERS:
         return *answer, True

@@ -31,7 +31,7 @@ class UniformTimes:
     ) -> tuple[Tensor, Tensor]:
         """Draw `n` times; all weights are 1."""
         fraction = uniform(n, generator, dtype, device)
-        return at(path, fraction), torch.ones_like(fraction)
+        return path.at(fraction), torch.ones_like(fraction)
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class LowDiscrepancyTimes:
     ) -> tuple[Tensor, Tensor]:
         """Draw `n` times; all weights are 1."""
         fraction = _spread(n, generator, dtype, device)
-        return at(path, fraction), torch.ones_like(fraction)
+        return path.at(fraction), torch.ones_like(fraction)
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ class ChainTimes:
         if steps is None:
             raise ValueError(f"ChainTimes needs steps on {path!r}, which has no chain of its own.")
         k = torch.ceil(steps * uniform(n, generator, dtype, device))
-        return at(path, k / steps), torch.ones_like(k)
+        return path.at(k / steps), torch.ones_like(k)
 
 
 @dataclass(frozen=True)
@@ -169,11 +169,6 @@ class LikelihoodTimes:
 
 SAMPLERS = (UniformTimes, LowDiscrepancyTimes, ClockTimes, ChainTimes, LikelihoodTimes)
 """The samplers of this file: what they draw is on the path and of the right shape, and a loss does not look again."""
-
-
-def at(path: GaussianPath, fraction: Tensor) -> Tensor:
-    """The times at fractions of the way from data to noise."""
-    return path.t_data + (path.t_noise - path.t_data) * fraction
 
 
 def _time_at(path: GaussianPath, u: Tensor) -> Tensor:

@@ -278,6 +278,30 @@ def test_a_batch_of_one_condition_is_that_of_a_network_that_has_it_built_in(case
         torch.testing.assert_close(ours, answer(fixed(path, label), EVERY, None), rtol=1e-10, atol=1e-11)
 
 
+ALL: dict[str, tuple[Answer, sdegen.GaussianPath, bool]] = {
+    **ROWS,
+    **{case: (answer, VP, False) for case, answer in LOOSE.items()},
+    **{case: (answer, CHAIN, doubled) for case, (answer, doubled) in MEANS_OF_ROWS.items()},
+    **{case: (answer, path, False) for case, (answer, path) in BATCH.items()},
+}
+
+
+@pytest.mark.parametrize("case", ALL)
+def test_what_is_shared_arrives_whole_and_what_is_written_into_is_a_copy(case):
+    """A table with as many rows as the batch, in which each sample's condition is looked up, and a scratch pad."""
+    answer, path, doubled = ALL[case]
+    net, table, scratch = network(path, doubled), torch.tensor([1, 2, 0, 1]), torch.zeros(B)
+
+    def looking_up(x: Tensor, t: Tensor, label: Tensor, table: Tensor, scratch: Tensor) -> Tensor:
+        scratch += 1
+        return net(x, t, table[label])
+
+    model = sdegen.ScoreModel(looking_up, path, learns_variance=doubled)
+    ours = answer(model, EVERY, {"label": LABELS, "table": sdegen.Shared(table), "scratch": scratch})
+    assert torch.equal(ours, answer(conditional(path, doubled), EVERY, {"label": table[LABELS]}))
+    assert torch.equal(scratch, torch.zeros(B))
+
+
 def test_a_condition_made_in_inference_mode_serves_a_log_density():
     """Autograd keeps what multiplies the state; a tensor made in inference mode cannot be kept and must be copied."""
     model = sdegen.ScoreModel(lambda x, t, gain: torch.tanh(x * gain[:, None]), VP)

@@ -122,9 +122,9 @@ class _Look:
 def _clocks(model: Model, ends: tuple[float, float]) -> Tensor:
     """The clocks to look at, spread over the straight clock and over the path's time: networks see the latter."""
     u = torch.tensor(ends, dtype=torch.float64)
-    straight = torch.lerp(*u, torch.tensor(FRACTIONS, dtype=torch.float64))
-    timed = torch.lerp(*model.path.time(u), torch.tensor(FRACTIONS_OF_TIME, dtype=torch.float64))
-    return torch.cat([straight, model.path.clock(timed)])
+    t = model.path.time(u)
+    on_clock, in_time = (torch.tensor(f, dtype=torch.float64) for f in (FRACTIONS, FRACTIONS_OF_TIME))
+    return torch.cat([u[0] + (u[1] - u[0]) * on_clock, model.path.clock(t[0] + (t[1] - t[0]) * in_time)])
 
 
 def _looked_at(look: _Look, probes: int) -> int:

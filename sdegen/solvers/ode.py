@@ -229,7 +229,9 @@ class _AnyTime(_RightHandSide):
             raise ValueError(f"{solver!r} asks for more than {problem.y.dtype} states can hold; loosen rtol and atol.")
         ends = torch.tensor([problem.u_from, problem.u_to], dtype=torch.float64)
         plan = problem.model.plan(problem.y, ends, None, -torch.ones_like(ends), torch.ones_like(ends))
-        self._at_ends = dict(zip(ends.tolist(), plan, strict=True))  # which refuses singular ends before any call
+        self._at_ends: dict[float, Query] = dict(
+            zip(ends.tolist(), plan, strict=True)
+        )  # which refuses singular ends before any call
         self.ends = ends.to(problem.y.device)
         self.options = {"step_t": self.ends[1:], "norm": self.norm, "max_num_steps": 2**31 - 1}
         self.tolerances = {"rtol": solver.rtol, "atol": atol}

@@ -17,11 +17,11 @@ from sdegen.nets import MLP, UNet
 class Mine(sdegen.GaussianPath):
     """A path of my own: VPSDE with a constant beta of 8."""
 
-    def alpha(self, t: Tensor) -> Tensor:
-        return torch.exp(-4 * t)
+    def alpha(self, t: float | Tensor) -> Tensor:
+        return torch.exp(-4 * torch.as_tensor(t))
 
-    def sigma(self, t: Tensor) -> Tensor:
-        return torch.sqrt(-torch.expm1(-8 * t))
+    def sigma(self, t: float | Tensor) -> Tensor:
+        return torch.sqrt(-torch.expm1(-8 * torch.as_tensor(t)))
 
 
 class TwoHeads(nn.Module):

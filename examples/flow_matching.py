@@ -45,8 +45,7 @@ def train(
     bar = tqdm(range(steps), desc=f"training {name}", unit="step", mininterval=0.5)
     for step in bar:
         x, options = batch()
-        t = model.path.time(model.path.ends[1] * torch.rand(len(x), device=x.device))
-        loss = sdegen.loss(model, x, t=t, **options)
+        loss = sdegen.loss(model, x, times=sdegen.ClockTimes(importance=False), **options)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

@@ -52,8 +52,7 @@ def train(
     bar = tqdm(range(steps), desc=f"training on {name}", unit="step", mininterval=0.5)
     for step in bar:
         x, cond = batch()
-        t = model.path.time(model.path.ends[1] * torch.rand(len(x), device=x.device))
-        loss = sdegen.loss(model, x, t=t, cond=cond)
+        loss = sdegen.loss(model, x, times=sdegen.ClockTimes(importance=False), cond=cond)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

@@ -315,8 +315,8 @@ def data_of_bound(model: Model, x: Tensor, cond: Cond, noise: Tensor | None, gen
     """
     check_data(model, x, generator)
     y = x.detach().double().clone()
-    given = None if noise is None else _checks.noise_like(noise, y)
-    return Data(y, _checks.conditions(cond), given, generator, x.dtype)
+    eps = None if noise is None else _checks.noise_like(noise, y)
+    return Data(y, _checks.conditions(cond), eps, generator, x.dtype)
 
 
 def whole_path(model: Model) -> tuple[float, float]:

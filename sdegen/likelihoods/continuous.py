@@ -27,7 +27,7 @@ from sdegen._arguments import batch_parts, evaluating
 from sdegen._shapes import Generators, sum_event
 from sdegen.likelihoods.chain import Data, data_of_bound, whole_path
 from sdegen.likelihoods.decoders import Decoder, Discretized, decoder_of, nats
-from sdegen.likelihoods.variational import VLB, Terms, check_draws, joined, stratified, with_error
+from sdegen.likelihoods.variational import VLB, Terms, check_draws, error_of_sum, joined, stratified
 from sdegen.models.base import Cond, Model
 from sdegen.paths.gaussian import GaussianPath, clock_at_log1p_snr, log1p_snr
 from sdegen.solvers.base import bar
@@ -102,9 +102,10 @@ def _terms(model: Model, data: Data, u_min: float, decoder: Decoder, draws: int,
     errors = _errors(model, data, [*clocks, first], progress)
     integrand = [((1 - u) ** 2 + u**2) / 2 * sum_event(error**2) for u, error in islice(errors, draws)]
     ((_, error),) = errors
-    transitions, standard_error = with_error((top - bottom) / draws * torch.stack(integrand, 1))
+    transitions = (top - bottom) / draws * torch.stack(integrand, 1)
     std = torch.full_like(first[:1], u_min / (1 - u_min))
-    return Terms(data.prior(u_max), transitions, standard_error, nats(decoder, y, y - u_min * error, std))
+    decoded = nats(decoder, y, y - u_min * error, std)
+    return Terms(data.prior(u_max), transitions, error_of_sum(transitions), decoded)
 
 
 def _errors(model: Model, data: Data, clocks: Sequence[Tensor], progress: bool) -> Iterator[tuple[Tensor, Tensor]]:

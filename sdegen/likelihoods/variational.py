@@ -219,8 +219,8 @@ def iwae(
     with evaluating(model):
         laid = fitted(laid, variance, parts, progress)
         rows = _rows_of_paths(len(x), samples, batch_size, one_each)
-        found = [_log_weight(laid.part(part), scored_by, progress) for part in rows]
-    log_weights = torch.cat([data.y.new_empty(0), *found]).reshape(samples, len(x)).T
+        of_paths = [_log_weight(laid.part(part), scored_by, progress) for part in rows]
+    log_weights = torch.cat([data.y.new_empty(0), *of_paths]).reshape(samples, len(x)).T
     _refuse_non_finite(log_weights.sum(1))
     return IWAE(log_weights.to(torch.promote_types(x.dtype, torch.float32)), event_size(x.shape))
 
@@ -244,9 +244,8 @@ def _terms(laid: ChainOnData, decoder: Decoder, draws: int | None, progress: boo
     terms = list(map(laid.transition, islice(answers, len(steps))))
     (first,) = answers
     transitions = torch.stack(terms, 1) if terms else laid.data.y.new_empty(len(laid.data.y), 0)
-    error = None
-    if expected is not None:
-        transitions, error = with_error(transitions / expected)
+    transitions = transitions if expected is None else transitions / expected
+    error = None if expected is None else error_of_sum(transitions)
     return Terms(laid.prior(), transitions, error, laid.reconstruction(first, decoder))
 
 
@@ -271,9 +270,9 @@ def stratified(data: Data, draws: int) -> list[Tensor]:
     return [(j // 2 + uniform(len(y), data.generator, y.dtype, y.device)) / (draws // 2) for j in range(draws)]
 
 
-def with_error(terms: Tensor) -> tuple[Tensor, Tensor]:
-    """Stratified terms (B, draws) and the standard error of their sum, (B,), from the differences within the pairs."""
-    return terms, (terms[:, ::2] - terms[:, 1::2]).square().sum(1).sqrt()
+def error_of_sum(terms: Tensor) -> Tensor:
+    """The standard error of the sum of stratified terms (B, draws), (B,), from the differences within the pairs."""
+    return (terms[:, ::2] - terms[:, 1::2]).square().sum(1).sqrt()
 
 
 def check_draws(draws: object) -> None:

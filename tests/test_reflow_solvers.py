@@ -12,7 +12,7 @@ from torch import Tensor
 import sdegen
 
 S = 0.3
-EXACT = sdegen.Gaussian(torch.zeros(1, dtype=torch.float64), S)
+EXACT = sdegen.Gaussian(torch.zeros(1, dtype=torch.float64), torch.tensor(S, dtype=torch.float64))
 OT, VP = sdegen.CondOT(), sdegen.VPSDE()
 Z = torch.tensor([[1.0], [-2.0], [0.4]], dtype=torch.float64)
 
@@ -78,11 +78,17 @@ def test_straightness_of_a_part_is_that_of_straight_coordinates_on_every_path(pa
 def test_straightness_adds_up_over_every_value_of_an_event():
     """A sample's S is the sum over its event: (B, 2, 3) has that of its six values, sample by sample."""
     z = torch.randn(4, 2, 3)
-    wide = sdegen.straightness(sdegen.Gaussian(torch.zeros(6), S).model(OT), z.flatten(1))
+    alone = sdegen.straightness(EXACT.model(OT), z.reshape(-1, 1)).reshape(4, 6).sum(1)
     one = EXACT.model(OT).velocity
     several = sdegen.vector_field(lambda x, t: one(x.reshape(-1, 1), t.repeat_interleave(6)).reshape(x.shape))
     given = sdegen.straightness(several, z)
-    torch.testing.assert_close(given, wide, rtol=1e-9, atol=0)
+    torch.testing.assert_close(given, alone, rtol=1e-9, atol=0)
+
+
+def test_straightness_takes_a_hundred_equal_steps_of_rk4_unless_told():
+    equal = sdegen.ODESolver("rk4", steps=100, grid=sdegen.PowerGrid(1))
+    given = sdegen.straightness(EXACT.model(OT), Z)
+    torch.testing.assert_close(given, sdegen.straightness(EXACT.model(OT), Z, equal), rtol=0, atol=0)
 
 
 class Counting(torch.nn.Module):

@@ -161,6 +161,37 @@ def noise_like(noise: object, x: Tensor, name: str = "noise") -> Tensor:
     return noise.to(x)
 
 
+def inside(name: str, value: Tensor, low: float, high: float, slack: float, whose: object) -> Tensor:
+    """`value`, moved into [low, high] where rounding or `slack` alone took it out; a ValueError for more.
+
+    On an accelerator NaN stands for the error, so that nobody waits.
+    """
+    on_cpu = value.device.type == "cpu"
+    if on_cpu:
+        if not value.numel():
+            return value
+        least, most = _extremes(value)
+        if low <= least and most <= high:
+            return value
+    slack = max(slack, torch.finfo(value.dtype).eps * max(abs(low), abs(high)))
+    if not on_cpu:
+        inside = (value >= low - slack) & (value <= high + slack)
+        return torch.where(inside, value.clamp(low, high), math.nan)
+    if not (low - slack <= least and most <= high + slack):
+        spans = f"it is {least:g}" if value.numel() == 1 else f"it spans [{least:g}, {most:g}]"
+        raise ValueError(f"{name} must lie in [{low}, {high}] on {whose!r}, and {spans}.")
+    return value.clamp(low, high)
+
+
+def _extremes(value: Tensor) -> tuple[float, float]:
+    """The least and the largest entry, NaN if there is one: a solver asks for them at every query, hence the haste."""
+    if not value.ndim:
+        only = value.item()
+        return only, only
+    least, most = (value.detach() if value.requires_grad else value).aminmax()
+    return least.item(), most.item()
+
+
 def same(a: object, b: object) -> bool:
     """Equality of two fields of a value, of which tensors are equal if their dtypes, shapes and numbers are."""
     if isinstance(a, Tensor) and isinstance(b, Tensor):

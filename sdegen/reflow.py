@@ -24,7 +24,7 @@ from sdegen._arguments import check_model
 from sdegen.models.base import Cond, Model
 from sdegen.models.model import ScoreModel
 from sdegen.paths.flows import CondOT, Interpolant, Retimed
-from sdegen.paths.gaussian import Source
+from sdegen.paths.priors import Source
 from sdegen.sampling import decode, ode_solver, solve
 from sdegen.solvers import ODESolver, PowerGrid, Solver
 

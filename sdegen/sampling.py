@@ -13,7 +13,7 @@ from sdegen import _checks
 from sdegen._arguments import check_model, evaluating, interval, scale_at, straight
 from sdegen._shapes import Generators
 from sdegen.models.base import Cond, Model
-from sdegen.paths.gaussian import Normal
+from sdegen.paths.priors import Normal
 from sdegen.solvers import ODESolver
 from sdegen.solvers.base import Problem, Result, Solver
 

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from sdegen import _checks
 from sdegen._shapes import as_time
-from sdegen.paths.gaussian import GaussianPath, Slopes, Source, UnitVariance
+from sdegen.paths.gaussian import GaussianPath, Slopes, UnitVariance
+from sdegen.paths.priors import Source
 
 
 @dataclass(frozen=True)

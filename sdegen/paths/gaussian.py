@@ -16,16 +16,17 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import cached_property
-from typing import NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from sdegen import _checks
-from sdegen._shapes import Generators, as_time, batch_of_times, event_size, like, normal, sum_event
+from sdegen._shapes import Generators, as_time, batch_of_times, like, normal
+from sdegen.paths.consistency import check_inverse, check_slopes, values
+from sdegen.paths.priors import Normal, Source
 
 Fraction = TypeVar("Fraction", float, Tensor)
 
@@ -72,53 +73,6 @@ class Slopes(NamedTuple):
     alpha: Tensor
     sigma: Tensor
     variance: Tensor
-
-
-@dataclass(frozen=True)
-class Normal:
-    """N(0, std^2 I) on events of any shape: the prior of a path.
-
-    Attributes:
-        std: the standard deviation of every value.
-    """
-
-    std: float
-
-    def sample(
-        self,
-        shape: Sequence[int],
-        generator: Generators = None,
-        *,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> Tensor:
-        """Draws from N(0, std^2 I).
-
-        Args:
-            shape: (B, *event).
-            generator: a torch.Generator, or one per sample.
-            dtype: of the draws, torch's default unless given.
-            device: of the draws, the CPU unless given.
-
-        Returns:
-            A tensor of `shape`.
-        """
-        device = torch.device("cpu" if device is None else device)
-        return self.std * normal(shape, generator, dtype or torch.get_default_dtype(), device)
-
-    def log_prob(self, x: Tensor) -> Tensor:
-        """Log-density of `x` (B, *event), in nats, shape (B,)."""
-        return -0.5 * sum_event((x / self.std) ** 2) - event_size(x.shape) * math.log(self.std * math.sqrt(2 * math.pi))
-
-
-class Source(Protocol):
-    """A law at the noise end: anything with these two methods, or with the one that is needed."""
-
-    def sample(self, shape: Sequence[int], generator: Generators = None) -> Tensor:
-        """Draw a tensor of `shape` (B, *event)."""
-
-    def log_prob(self, x: Tensor) -> Tensor:
-        """Log-density of `x` (B, *event), in nats, shape (B,)."""
 
 
 class GaussianPath(ABC):
@@ -366,16 +320,21 @@ class GaussianPath(ABC):
         """
         ends = self._clocks
         with torch.no_grad():
-            _check_slopes(self)
-            _check_inverse(self)
+            own = [name for name in ("slopes", "time", "scale") if self._states(name)]
+            check_slopes(self, by_autograd="slopes" not in own)
+            check_inverse(self, own)
         return ends
+
+    def _states(self, name: str) -> bool:
+        """Whether this path has a method of its own in the place of the one above."""
+        return getattr(type(self), name) is not getattr(GaussianPath, name)
 
     @cached_property
     def _clocks(self) -> tuple[float, float]:
         """`ends`, as soon as alpha and sigma are known to make a clock."""
         with torch.no_grad():
             t = torch.linspace(self.t_data, self.t_noise, 257, dtype=torch.float64)
-            alpha, sigma = _values(self, "alpha", t), _values(self, "sigma", t)
+            alpha, sigma = values(self, "alpha", t), values(self, "sigma", t)
             u = sigma / (alpha + sigma)
         wrong = torch.nonzero(~(torch.diff(u) > 0))
         if len(wrong):
@@ -403,11 +362,11 @@ class GaussianPath(ABC):
         An accelerator is not waited for: there a time off the path becomes NaN, and so does all that follows from it.
         """
         low, high = (self.t_data, self.t_noise) if self.t_data < self.t_noise else (self.t_noise, self.t_data)
-        return _inside("t", t, low, high, 1e-6 * (high - low), self)
+        return _checks.inside("t", t, low, high, 1e-6 * (high - low), self)
 
     def checked_clocks(self, u: float | Tensor) -> Tensor:
         """`u` as a tensor, after the same check: a `time` or `scale` in closed form opens with it."""
-        return _inside("u", as_time(u), *self._clocks, 1e-6, self)
+        return _checks.inside("u", as_time(u), *self._clocks, 1e-6, self)
 
     def _ordered(self, s: float | Tensor, t: float | Tensor) -> tuple[Tensor, Tensor]:
         if not self.has_score:
@@ -435,140 +394,9 @@ class UnitVariance(GaussianPath):
         return 1 / torch.hypot(1 - u, u)
 
 
-def _inside(name: str, value: Tensor, low: float, high: float, slack: float, path: GaussianPath) -> Tensor:
-    """`value`, moved into [low, high] where rounding or `slack` alone took it out; a ValueError for more.
-
-    On an accelerator NaN stands for the error, so that nobody waits.
-    """
-    on_cpu = value.device.type == "cpu"
-    if on_cpu:
-        if not value.numel():
-            return value
-        least, most = _extremes(value)
-        if low <= least and most <= high:
-            return value
-    slack = max(slack, torch.finfo(value.dtype).eps * max(abs(low), abs(high)))
-    if not on_cpu:
-        inside = (value >= low - slack) & (value <= high + slack)
-        return torch.where(inside, value.clamp(low, high), math.nan)
-    if not (low - slack <= least and most <= high + slack):
-        spans = f"it is {least:g}" if value.numel() == 1 else f"it spans [{least:g}, {most:g}]"
-        raise ValueError(f"{name} must lie in [{low}, {high}] on {path!r}, and {spans}.")
-    return value.clamp(low, high)
-
-
-def _extremes(value: Tensor) -> tuple[float, float]:
-    """The least and the largest entry, NaN if there is one: a solver asks for them at every query, hence the haste."""
-    if not value.ndim:
-        only = value.item()
-        return only, only
-    least, most = (value.detach() if value.requires_grad else value).aminmax()
-    return least.item(), most.item()
-
-
 def _ratio(a: Tensor, b: Tensor) -> Tensor:
     """a/b, and 1 where b = 0: of one function at two times, which are then the same."""
     return torch.where(b == 0, 1.0, a / b)
-
-
-def _values(path: GaussianPath, name: str, t: Tensor) -> Tensor:
-    """alpha or sigma at times t, after a ValueError unless they are as many finite numbers, none negative."""
-    value: object = getattr(path, name)(t)
-    if not isinstance(value, Tensor) or value.shape != t.shape:
-        raise ValueError(f"{name}(t) of {path!r} must return a tensor shaped like t, and it returned {value!r}.")
-    wrong = torch.nonzero(~(torch.isfinite(value) & (value >= 0)))
-    if len(wrong):
-        i = int(wrong[0])
-        raise ValueError(f"{name} of {path!r} must be finite and not negative; at t = {t[i]:g} it is {value[i]:g}.")
-    return value
-
-
-def _around(path: GaussianPath, step: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Times a little before, at and after eight moments inside the path, alpha and sigma there, all (3, 8).
-
-    `step` is the fraction of the path between them, or less on a chain, whose kinks must not come two at a time.
-    """
-    middle = (torch.arange(8, dtype=torch.float64) + 0.382) / 8
-    apart = min(step, 0.1 / path.steps) if path.steps else step
-    t = path.at(torch.stack([middle - apart, middle, middle + apart]))
-    alpha, sigma = path.alpha(t.flatten()), path.sigma(t.flatten())
-    return t, alpha.double().reshape(t.shape), sigma.double().reshape(t.shape)
-
-
-def _check_slopes(path: GaussianPath) -> None:
-    """A ValueError unless `slopes` are the derivatives of alpha, sigma and sigma^2.
-
-    At a kink a slope may be that of either side, or anything between. What differences over a short step refuse and
-    those over a longer one accept is taken for the rounding of a path that is computed in less than double precision.
-    """
-    t = _around(path, 1e-5)[0][1]
-    stated = _stated_slopes(path, t)
-    wrong, central = _contradictions(path, stated, 1e-5)
-    if len(wrong) and len(_contradictions(path, stated, 1e-3)[0]):
-        which, i = wrong[0].tolist()
-        raise ValueError(
-            f"slopes of {path!r} must be the derivatives of its alpha and sigma: at t = {t[i]:g} that of "
-            f"{('alpha', 'sigma', 'sigma^2')[which]} is {central[which, i]:g}, and slopes(t).{Slopes._fields[which]} "
-            f"is {stated[which, i]:g}.{_autograd_hint(path)}"
-        )
-
-
-def _autograd_hint(path: GaussianPath) -> str:
-    """What a path that leaves its slopes to autograd can do about them."""
-    own = type(path).slopes is not GaussianPath.slopes
-    return "" if own else " Autograd must see how they depend on t: write them in torch operations, or give `slopes`."
-
-
-def _stated_slopes(path: GaussianPath, t: Tensor) -> Tensor:
-    """`slopes` at times t (n,), as one tensor (3, n), after a ValueError where that cannot be."""
-    try:
-        slopes = path.slopes(t)
-    except RuntimeError as error:
-        hint = _autograd_hint(path)
-        if not hint:
-            raise
-        raise ValueError(f"alpha and sigma of {path!r} have no slopes: {error}{hint}") from error
-    try:
-        return torch.stack([torch.as_tensor(slopes[i], dtype=t.dtype).expand_as(t) for i in range(3)])
-    except (TypeError, IndexError, RuntimeError) as error:
-        raise ValueError(
-            f"slopes(t) of {path!r} must return Slopes(alpha, sigma, variance), each shaped like t, and it returned "
-            f"{slopes!r}."
-        ) from error
-
-
-def _contradictions(path: GaussianPath, stated: Tensor, step: float) -> tuple[Tensor, Tensor]:
-    """Where the slopes `stated` (3, 8) are no derivatives, as rows (which, i), and the central differences."""
-    t, alpha, sigma = _around(path, step)
-    f = torch.stack([alpha, sigma, sigma**2])
-    left, right = ((f[:, j + 1] - f[:, j]) / (t[j + 1] - t[j]) for j in (0, 1))
-    central = (f[:, 2] - f[:, 0]) / (t[2] - t[0])
-    smallest = 1e-6 * f.abs().amax((1, 2)) / abs(path.t_noise - path.t_data)
-    slack = (right - left).abs() + 1e-3 * central.abs() + smallest[:, None]
-    return torch.nonzero(~((stated - central).abs() <= slack)), central
-
-
-def _check_inverse(path: GaussianPath) -> None:
-    """A ValueError unless a path's own `time` inverts its clock and its own `scale` is alpha + sigma.
-
-    Both are told u alone: where the clock hardly moves, its rounding moves them, and they are allowed that much.
-    """
-    t, alpha, sigma = _around(path, 1e-5)
-    r = alpha + sigma
-    u = sigma / r
-    slack = {"time": torch.full_like(t[1], 1e-4 * abs(path.t_noise - path.t_data)), "scale": 1e-6 * r[1]}
-    for name, exact, what in (("time", t, "t"), ("scale", r, "alpha + sigma")):
-        if getattr(type(path), name) is getattr(GaussianPath, name):
-            continue
-        stated = getattr(path, name)(u[1]).to(t).expand_as(t[1])
-        per_clock = (exact[2] - exact[0]).abs() / (u[2] - u[0]).abs().clamp(min=1e-300)
-        wrong = torch.nonzero(~((stated - exact[1]).abs() <= slack[name] + 1e-14 * per_clock))
-        if len(wrong):
-            i = int(wrong[0])
-            raise ValueError(
-                f"{name}(clock(t)) of {path!r} must be {what}: at t = {t[1, i]:g}, u = {u[1, i]:g} that is "
-                f"{exact[1, i]:g}, and {name}(u) is {stated[i]:g}."
-            )
 
 
 def _slope(f: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:

@@ -1,4 +1,7 @@
-"""sdegen: score-based generative models in continuous time, every formula tested against a closed form."""
+"""sdegen: score-based generative models in continuous time, every formula tested against a closed form.
+
+Three nouns, path, model and solver, and three verbs, loss, sample and log_prob; everything else is a value given to them.
+"""
 
 from sdegen._checks import NonFiniteError, Shared
 from sdegen._version import __version__
@@ -15,12 +18,13 @@ from sdegen.models.wrapped import Wrapped
 from sdegen.paths.chain import DDPM
 from sdegen.paths.diffusions import VESDE, VPSDE, CosineVPSDE, SubVPSDE
 from sdegen.paths.flows import CondOT, Interpolant, Retimed, Trigonometric
-from sdegen.paths.gaussian import GaussianPath
+from sdegen.paths.gaussian import GaussianPath, Slopes
 from sdegen.reflow import rectify, straightness, vector_field
 from sdegen.sampling import Solution, decode, encode, sample, solve
 from sdegen.solvers import (
     DDIM,
     Ancestral,
+    Ask,
     Hutchinson,
     ODESolver,
     PowerGrid,
@@ -35,62 +39,18 @@ from sdegen.training.hybrid import hybrid_loss
 from sdegen.training.losses import LikelihoodWeighting, MinSNR, loss
 from sdegen.training.times import ChainTimes, ClockTimes, LikelihoodTimes, LowDiscrepancyTimes, UniformTimes
 
-__all__ = [
-    "DDIM",
-    "DDPM",
-    "IWAE",
-    "VESDE",
-    "VLB",
-    "VPSDE",
-    "Ancestral",
-    "ChainTimes",
-    "ClockTimes",
-    "CondOT",
-    "CosineVPSDE",
-    "Discretized",
-    "EntropyForm",
-    "Gaussian",
-    "GaussianMixture",
-    "GaussianPath",
-    "Hutchinson",
-    "Independent",
-    "Interpolant",
-    "LikelihoodTimes",
-    "LikelihoodWeighting",
-    "LowDiscrepancyTimes",
-    "MinSNR",
-    "Model",
-    "NonFiniteError",
-    "ODESolver",
-    "OptimalTransport",
-    "PowerGrid",
-    "Problem",
-    "Result",
-    "Retimed",
-    "SDESolver",
-    "ScoreModel",
-    "Shared",
-    "Solution",
-    "Solver",
-    "SubVPSDE",
-    "Trigonometric",
-    "UniformTimes",
-    "Wrapped",
-    "__version__",
-    "continuous_vlb",
-    "decode",
-    "encode",
-    "entropy_form",
-    "hybrid_loss",
-    "iwae",
-    "log_prob",
-    "loss",
-    "march",
-    "optimal_variance",
-    "rectify",
-    "sample",
-    "solve",
-    "straightness",
-    "vector_field",
-    "vlb",
-]
+__all__ = ["__version__"]
+# Nouns: paths, models, solvers
+__all__ += ["DDPM", "VESDE", "VPSDE", "CosineVPSDE", "GaussianPath", "SubVPSDE"]
+__all__ += ["CondOT", "Interpolant", "Retimed", "Trigonometric"]
+__all__ += ["Gaussian", "GaussianMixture", "Model", "ScoreModel", "Wrapped", "vector_field"]
+__all__ += ["DDIM", "Ancestral", "Ask", "ODESolver", "Problem", "Result", "SDESolver", "Solver", "march"]
+# Verbs: train, move, score
+__all__ += ["hybrid_loss", "loss"]
+__all__ += ["decode", "encode", "rectify", "sample", "solve", "straightness"]
+__all__ += ["continuous_vlb", "entropy_form", "iwae", "log_prob", "optimal_variance", "vlb"]
+# Values: given to verbs, returned and raised by them
+__all__ += ["Discretized", "Hutchinson", "PowerGrid", "Shared", "Slopes"]
+__all__ += ["ChainTimes", "ClockTimes", "LikelihoodTimes", "LowDiscrepancyTimes", "UniformTimes"]
+__all__ += ["Independent", "LikelihoodWeighting", "MinSNR", "OptimalTransport"]
+__all__ += ["IWAE", "VLB", "EntropyForm", "NonFiniteError", "Solution"]

@@ -93,7 +93,7 @@ def test_bad_options(make, error, says):
             "optimal_variance",
         ),
         (lambda: sdegen.solve(MODEL, X, sdegen.Ancestral(variance=torch.ones(19))), ValueError, "20.*19"),
-        (lambda: sdegen.solve(MODEL, X, sdegen.DDIM(grid=CHAIN.respaced(5))), ValueError, "grid runs"),
+        (lambda: sdegen.solve(MODEL, X, sdegen.DDIM(grid=CHAIN.respaced(5)[:])), ValueError, "grid runs"),
         (lambda: sdegen.solve(MODEL, X, sdegen.DDIM(), to="noise"), ValueError, "DDIM"),
         (lambda: sdegen.solve(MODEL, X, sdegen.DDIM(eta=0.5), noise=torch.zeros(19, 3, 2)), ValueError, "noise"),
         (

@@ -53,7 +53,7 @@ class Normal:
 class Source(Protocol):
     """A law at the noise end: anything with these two methods, or with the one that is needed."""
 
-    def sample(self, shape: Sequence[int], generator: Generators = None) -> Tensor:
+    def sample(self, shape: Sequence[int], /, generator: Generators = None) -> Tensor:
         """Draw a tensor of `shape` (B, *event)."""
 
     def log_prob(self, x: Tensor) -> Tensor:

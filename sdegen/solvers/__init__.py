@@ -1,7 +1,7 @@
 """Solvers: small frozen values, the only place that imports an engine."""
 
 from sdegen.solvers.ancestral import DDIM, Ancestral
-from sdegen.solvers.base import Problem, Result, Solver, march
+from sdegen.solvers.base import Ask, Problem, Result, Solver, march
 from sdegen.solvers.divergence import Hutchinson
 from sdegen.solvers.grids import PowerGrid
 from sdegen.solvers.ode import ODE_METHODS, ODESolver
@@ -12,6 +12,7 @@ __all__ = [
     "ODE_METHODS",
     "SDE_METHODS",
     "Ancestral",
+    "Ask",
     "Hutchinson",
     "ODESolver",
     "PowerGrid",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,10 @@ class Mine(sdegen.GaussianPath):
     def sigma(self, t: float | Tensor) -> Tensor:
         return torch.sqrt(-torch.expm1(-8 * torch.as_tensor(t)))
 
+    def slopes(self, t: float | Tensor) -> sdegen.Slopes:
+        alpha, sigma = self.alpha(t), self.sigma(t)
+        return sdegen.Slopes(-4 * alpha, 4 * alpha**2 / sigma, 8 * alpha**2)
+
 
 class TwoHeads(nn.Module):
     """A network that also answers for its variance: twice the channels."""
@@ -34,6 +39,33 @@ class TwoHeads(nn.Module):
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         answer: Tensor = self.net(torch.cat([x, x], 1), t)
         return answer
+
+
+@dataclass(frozen=True)
+class Heun(sdegen.Solver):
+    """A solver of my own, on the library's loop."""
+
+    steps: int
+    solves_ode = True
+
+    def run(self, problem: sdegen.Problem) -> sdegen.Result:
+        u, t = problem.knots(sdegen.PowerGrid(1.5), self.steps)
+
+        def step(k: int, y: Tensor, ask: sdegen.Ask) -> Tensor:
+            h = u[k + 1] - u[k]
+            slope = ask(y, u[k])
+            return y + 0.5 * h * (slope + ask(y + h * slope, u[k + 1]))
+
+        return sdegen.march(problem, u, t, step)
+
+
+class Shrunk(sdegen.Wrapped):
+    """A model of my own: another model's slope, a little less of it."""
+
+    def change(
+        self, D: Callable[..., Tensor], y: Tensor, u: Tensor, r: Tensor, t: Tensor, cond: Mapping[str, object]
+    ) -> Tensor:
+        return 0.9 * D(y, cond=cond)
 
 
 def paths() -> list[sdegen.GaussianPath]:
@@ -72,6 +104,7 @@ def train(model: sdegen.ScoreModel, x: Tensor) -> None:
     loss = loss + sdegen.loss(model, x, weighting=sdegen.MinSNR(), times=sdegen.UniformTimes())
     loss = loss + sdegen.loss(model, x, weighting=sdegen.LikelihoodWeighting(), times=sdegen.LikelihoodTimes())
     loss = loss + sdegen.loss(model, x, times=sdegen.LowDiscrepancyTimes(), coupling=sdegen.Independent())
+    loss = loss + sdegen.loss(model, x, times=sdegen.ClockTimes())
     loss = loss + sdegen.loss(model, x, times=sdegen.ChainTimes(8), generator=torch.Generator().manual_seed(0))
     optimiser.zero_grad()
     loss.backward()
@@ -89,6 +122,7 @@ def sample(model: sdegen.ScoreModel) -> None:
     ode = sdegen.ODESolver("rk4", steps=2)
     z: Tensor = sdegen.encode(model, x, ode)
     x = sdegen.decode(model, z, ode)
+    x = sdegen.decode(Shrunk(model).on(sdegen.CondOT()), z, Heun(4), u=(0.8, 0.1))
     solution: sdegen.Solution = sdegen.solve(model, z, ode, trajectory=True)
     calls: int = solution.calls
     assert calls == 8
@@ -122,7 +156,7 @@ def flow(x: Tensor) -> None:
     z = torch.randn_like(x)
     pairs: Tensor = sdegen.rectify(model, z, sdegen.ODESolver("euler", steps=2))
     bend: Tensor = sdegen.straightness(model, z, sdegen.ODESolver("rk4", steps=2))
-    field: sdegen.ScoreModel = sdegen.vector_field(lambda x, t: -x)
+    field: sdegen.ScoreModel = sdegen.vector_field(lambda x, t: -x, prior=sdegen.Gaussian([0.0, 0.0], 1.0))
     ended: Tensor = sdegen.decode(field, z, sdegen.ODESolver("rk4", steps=2))
     assert loss.ndim == 0
     assert pairs.shape == ended.shape == x.shape

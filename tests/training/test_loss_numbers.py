@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import sdegen
 from sdegen.models.model import PREDICTIONS
+from sdegen.paths.gaussian import Slopes
 
 ALL = {
     **PATHS,
@@ -78,6 +79,21 @@ def test_half_precision_data_are_regressed_in_single(predicts):
     assert each.dtype == torch.float32
     assert seen[0][0] == torch.bfloat16
     assert not torch.equal(each, each.bfloat16().float())
+
+
+def test_slopes_may_be_python_numbers():
+    class Flow(sdegen.CondOT):
+        def slopes(self, t):
+            return Slopes(1.0, -1.0, -2.0 * self.sigma(t))
+
+    x, noise = torch.randn(6, 2), torch.randn(6, 2)
+    options = {"t": torch.linspace(0.1, 0.9, 6), "noise": noise}
+    for weighting in (None, sdegen.MinSNR()):
+        one, two = (
+            sdegen.loss(sdegen.ScoreModel(net, path, "velocity"), x, weighting=weighting, **options)
+            for path in (Flow(), sdegen.CondOT())
+        )
+        assert torch.equal(one, two)
 
 
 class Operations(TorchDispatchMode):

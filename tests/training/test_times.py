@@ -220,3 +220,40 @@ def test_default_times_are_uniform_times():
     for generators in (lambda: g.manual_seed(1), lambda: [torch.Generator().manual_seed(i) for i in range(8)]):
         plain = sdegen.loss(model, x, generator=generators())
         assert torch.equal(plain, sdegen.loss(model, x, times=sdegen.UniformTimes(), generator=generators()))
+
+
+def test_chain_times_are_the_steps_from_1_to_k():
+    t, weight = sdegen.ChainTimes(4)(
+        RETIMED["condot, 0 to 5"], 1000, torch.Generator().manual_seed(0), torch.float32, CPU
+    )
+    assert t.unique().tolist() == [1.25, 2.5, 3.75, 5.0]
+    assert weight.unique().tolist() == [1]
+
+
+def test_spread_times_come_from_the_first_generator():
+    for times in (sdegen.LowDiscrepancyTimes(), sdegen.LikelihoodTimes()):
+        several, one = [torch.Generator().manual_seed(i) for i in range(6)], torch.Generator().manual_seed(0)
+        draws = (times(sdegen.VPSDE(), 6, g, torch.float64, CPU)[0] for g in (several, one))
+        assert torch.equal(*draws)
+
+
+def test_times_never_leave_the_path_by_a_rounding():
+    class Rounds(sdegen.VPSDE):
+        def time(self, u):
+            return super().time(u) + torch.where(torch.as_tensor(u) > 0.5, 1e-3, -1e-3)
+
+    for times in (sdegen.ClockTimes(), sdegen.LikelihoodTimes(1e-4, 0.9999)):
+        t, weight = times(Rounds(), 100_000, torch.Generator().manual_seed(0), torch.float32, CPU)
+        assert float(t.min()) == 0
+        assert float(t.max()) == 1
+        assert not bool(weight.isnan().any())
+
+
+def test_clock_times_are_right_to_single_precision_at_the_noise_end(monkeypatch):
+    """On a wide VE u = sigma/(1 + sigma) is within 1e-3 of 1, where float32 would move t by 1e-5."""
+    path, fraction = sdegen.VESDE(0.002, 1348.0), 1 - torch.logspace(-7, -1, 50, dtype=torch.float32)
+    monkeypatch.setattr(sampling, "uniform", lambda *_: fraction)
+    t, _ = sdegen.ClockTimes()(path, 50, None, torch.float32, CPU)
+    low, high = path.ends
+    exact = path.time(low + (high - low) * fraction.double())
+    assert float((t - exact).abs().max()) < 1e-7

@@ -80,19 +80,3 @@ def test_a_network_without_a_score_or_without_the_whole_path_has_no_bound(verb):
     with pytest.raises(ValueError, match=r"A bound runs over the whole path, u = 0.0 to 1.0 .* was trained"):
         BOUNDS[verb](moved, torch.zeros(3, 2), **steps)
     assert not calls
-
-
-def test_random_steps_fall_where_log_snr_is_lost():
-    """k = 2 ... K with the share of log(1 + SNR) lost in step k - 1 to k; k = 1 once, for the decoder."""
-    chain, n, draws, counts = sdegen.DDPM([0.05, 0.1, 0.6, 0.2, 0.3]), 4000, 8, torch.zeros(6)
-
-    def net(x, t):
-        counts.add_(torch.bincount(torch.round(5 * t).long(), minlength=6))
-        return torch.tanh(x)
-
-    sdegen.vlb(sdegen.ScoreModel(net, chain), torch.zeros(n, 1), draws=draws)
-    bars = torch.cumprod(1 - chain.betas, 0)
-    lost = -torch.diff(-torch.log1p(-bars))  # log(1 + SNR) = -log(1 - abar)
-    shares = lost / lost.sum()
-    assert counts[:2].tolist() == [0, n]
-    assert bool((((counts[2:] / (n * draws)) - shares).abs() < 5 * (shares * (1 - shares) / (n * draws)).sqrt()).all())

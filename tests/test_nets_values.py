@@ -110,3 +110,10 @@ def test_every_layer_that_should_begins_at_zero():
 def test_a_label_below_zero_is_named():
     with pytest.raises(ValueError, match=r"label must lie in 0 \.\.\. 2, and it is \[-1, 0\]\.$"):
         TimeEmbedding(4, classes=3)(torch.zeros(2), torch.tensor([-1, 0]))
+
+
+def test_times_may_be_wider_than_the_network():
+    """Features come in the parameters' dtype, from waves as exact as the times."""
+    embed = TimeEmbedding(4).float()
+    t = torch.tensor([0.1, 700.3])
+    torch.testing.assert_close(embed(t), embed.double()(t).float(), rtol=1e-5, atol=1e-6)

@@ -111,6 +111,12 @@ def test_an_adapter_takes_a_function_for_a_network():
     torch.testing.assert_close(x, math.exp(-1) * X, rtol=1e-8, atol=0)
 
 
+@pytest.mark.parametrize(("net", "call", "named"), [(None, max, "net"), (max, "net(t, x)", "call")])
+def test_an_adapter_names_what_cannot_be_called(net, call, named):
+    with pytest.raises(TypeError, match=rf"^{named} must be callable, and it is (None|'net\(t, x\)')\.$"):
+        Adapted(net, call)
+
+
 def test_sdegen_imports_no_interop_and_interop_no_other_library():
     code = (
         "import sys, sdegen\n"

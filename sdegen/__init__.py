@@ -1,6 +1,6 @@
 """sdegen: score-based generative models in continuous time, every formula tested against a closed form.
 
-Three nouns, path, model and solver, and three verbs, loss, sample and log_prob; everything else is a value given to them.
+Three nouns, path, model and solver, and three verbs, loss, sample and log_prob; the rest are values given to them.
 """
 
 from sdegen._checks import NonFiniteError, Shared

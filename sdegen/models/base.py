@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from sdegen import _checks
-from sdegen._shapes import as_time, batch_of_times, like
+from sdegen._shapes import batch_of_times, like
 from sdegen.paths.gaussian import GaussianPath
 
 Cond = Mapping[str, object] | None
@@ -50,7 +50,8 @@ def prediction_row(
     name: str, path: GaussianPath, t: Tensor, alpha: Tensor, sigma: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(a, b, k) of the prediction `name`, each shaped like t: k prediction = a x + b eps."""
-    a, b, k = (as_time(n).to(t).expand_as(t) for n in PREDICTIONS[name](path, t, alpha, sigma))
+    row = PREDICTIONS[name](path, t, alpha, sigma)
+    a, b, k = (n.to(t) if isinstance(n, Tensor) else torch.full_like(t, n) for n in row)
     return a, b, k
 
 
@@ -226,7 +227,7 @@ class Model(nn.Module, ABC):
                 an accelerator are not waited for.
         """
         t = self.path.time(u) if t is None else t
-        t, numbers = self.query(u, t, c, d, torch.as_tensor(e, dtype=u.dtype, device=u.device).expand_as(u))
+        t, numbers = self.query(u, t, c, d, e if isinstance(e, Tensor) else torch.full_like(u, e))
         table = torch.stack([t, *numbers])
         if table.device.type == "cpu" and not bool(torch.isfinite(table).all()):
             wrong = float(u[~torch.isfinite(table).all(0)][0])

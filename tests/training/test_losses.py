@@ -71,7 +71,8 @@ def test_weightings_agree_number_for_number(path, weighting):
 def test_weights_are_what_they_say(path):
     t = path.t_data + (path.t_noise - path.t_data) * torch.linspace(0.05, 0.95, 9) + 3e-4
     h = 1e-6
-    rate = ((path.log_snr(t + h) - path.log_snr(t - h)) / (2 * h)).abs()
+    span = abs(path.t_noise - path.t_data)  # the weight is per fraction of the path
+    rate = span * ((path.log_snr(t + h) - path.log_snr(t - h)) / (2 * h)).abs()
     torch.testing.assert_close(sdegen.LikelihoodWeighting()(path, t), 0.5 * rate, rtol=1e-6, atol=0)
     snr = torch.exp(path.log_snr(t))
     torch.testing.assert_close(sdegen.MinSNR(5)(path, t), torch.clamp(snr, max=5) / snr, rtol=1e-9, atol=0)

@@ -59,7 +59,7 @@ def numbers(name: str, value: object) -> tuple[Tensor, torch.dtype]:
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"{name} must be real numbers in a tensor, array or list, and it is {value!r}.") from error
     if given.is_complex() or given.dtype is torch.bool:
-        raise TypeError(f"{name} must hold real numbers, and they have dtype {given.dtype}.")
+        raise TypeError(f"{name} must be real numbers, and they have dtype {given.dtype}.")
     return x, given.dtype if given.is_floating_point() else torch.get_default_dtype()
 
 

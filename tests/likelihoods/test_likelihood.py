@@ -12,7 +12,9 @@ from torch import nn
 import sdegen
 
 TIGHT = sdegen.ODESolver("dopri8", rtol=1e-9)
-every_path = pytest.mark.parametrize("path", PATHS.values(), ids=PATHS.keys())
+# without those of a user, whose clocks are inverted by bisection at each of thousands of queries
+CLOSED = {name: path for name, path in PATHS.items() if not name.startswith("own")}
+every_path = pytest.mark.parametrize("path", CLOSED.values(), ids=CLOSED.keys())
 
 
 def model_density(target, path, x):
@@ -30,7 +32,7 @@ def test_eight_modes_in_the_plane(path):
     assert float((sdegen.log_prob(model, x, TIGHT) - model_density(target, path, x)).abs().max()) < 1e-8
     exact_prior = target.marginal(path, path.t_noise)
     assert float((sdegen.log_prob(model, x, TIGHT, prior=exact_prior) - data).abs().max()) < 1e-8
-    if isinstance(path, sdegen.CondOT):  # its prior is the exact one: the data density, with no cut-off at either end
+    if path == sdegen.CondOT():  # its prior is the exact one: the data density, with no cut-off at either end
         assert float((sdegen.log_prob(model, x, TIGHT) - target.log_prob(x)).abs().max()) < 1e-8
 
 

@@ -96,7 +96,7 @@ LAW = sdegen.GaussianMixture([[0.0], [1.0]], 0.1)
         (lambda: sdegen.GaussianMixture("abc", 0.1), TypeError, "means must be real numbers.*'abc'"),
         (lambda: sdegen.GaussianMixture(None, 0.1), TypeError, "means must be real numbers.*None"),
         (lambda: sdegen.GaussianMixture([["a"]], 0.1), TypeError, "means must be real numbers.*'a'"),
-        (lambda: sdegen.GaussianMixture([[1j]], 0.1), TypeError, "means must hold real numbers.*complex"),
+        (lambda: sdegen.GaussianMixture([[1j]], 0.1), TypeError, "means must be real numbers.*complex"),
         (lambda: sdegen.GaussianMixture([[0.0]], "0.1"), TypeError, "stds must be real numbers.*'0.1'"),
         (lambda: sdegen.GaussianMixture([[0.0]], 0.1, "w"), TypeError, "weights must be real numbers.*'w'"),
         (lambda: sdegen.Gaussian(None, 1.0), TypeError, "mean must be real numbers.*None"),

@@ -60,14 +60,17 @@ def test_ralston_is_of_second_order_on_every_path(path):
 def test_it_goes_both_ways_and_carries_the_density():
     """encode and decode invert each other at second order; the density's error falls at second order too."""
     target, path = ring(), sdegen.CondOT()
-    model, x = target.model(path), ring().sample(16)
+    model, x = target.model(path), ring().sample(6)
     trips = [(sdegen.decode(model, sdegen.encode(model, x, Ralston(n)), Ralston(n)) - x).abs().max() for n in (64, 128)]
     assert trips[1] < trips[0] / 3
     exact = target.log_prob(x)  # CondOT ends in N(0, I) itself
-    errors = [float((sdegen.log_prob(model, x, Ralston(n)) - exact).abs().max()) for n in (128, 256, 512)]
-    assert abs(slope([128, 256, 512], errors) - 2) < 0.3
-    rough = sdegen.log_prob(model, x, Ralston(64), trace=sdegen.Hutchinson(4000))
-    assert float((rough - sdegen.log_prob(model, x, Ralston(64))).abs().max()) < 0.5
+    errors = [float((sdegen.log_prob(model, x, Ralston(n)) - exact).abs().max()) for n in (128, 256)]
+    assert abs(slope([128, 256], errors) - 2) < 0.3
+    # in one dimension every probe tells the exact trace
+    line = sdegen.Gaussian([0.3], 0.5).model(path)
+    z = torch.linspace(-1, 1, 5)[:, None]
+    probed = sdegen.log_prob(line, z, Ralston(32), trace=sdegen.Hutchinson(1))
+    torch.testing.assert_close(probed, sdegen.log_prob(line, z, Ralston(32)))
 
 
 def test_it_is_counted_and_shown():

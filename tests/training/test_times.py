@@ -245,7 +245,8 @@ def test_times_never_leave_the_path_by_a_rounding():
     for times in (sdegen.ClockTimes(), sdegen.LikelihoodTimes(1e-4, 0.9999)):
         t, weight = times(Rounds(), 100_000, torch.Generator().manual_seed(0), torch.float32, CPU)
         assert float(t.min()) == 0
-        assert float(t.max()) == 1
+        assert float(t.max()) <= 1
+        assert times == sdegen.ClockTimes() or float(t.max()) == 1
         assert not bool(weight.isnan().any())
 
 

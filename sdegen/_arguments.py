@@ -95,8 +95,8 @@ def _modules_behind(net: Callable[..., object]) -> list[nn.Module]:
         net = net.func
     held = [net, getattr(net, "__self__", None)]
     if inspect.isfunction(net):
-        found = inspect.getclosurevars(net)
-        held += [*found.nonlocals.values(), *found.globals.values()]
+        names = inspect.getclosurevars(net)
+        held += [*names.nonlocals.values(), *names.globals.values()]
     return [thing for thing in held if isinstance(thing, nn.Module)]
 
 

@@ -54,13 +54,13 @@ def numbers(name: str, value: object) -> tuple[Tensor, torch.dtype]:
     The numbers of a list never pass through that default: 1e-4 stays 1e-4.
     """
     try:
-        given = torch.as_tensor(value)
-        x = given if given.is_complex() else torch.as_tensor(value, dtype=torch.float64).detach().clone()
+        raw = torch.as_tensor(value)
+        x = raw if raw.is_complex() else torch.as_tensor(value, dtype=torch.float64).detach().clone()
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"{name} must be real numbers in a tensor, array or list, and it is {value!r}.") from error
-    if given.is_complex() or given.dtype is torch.bool:
-        raise TypeError(f"{name} must be real numbers, and they have dtype {given.dtype}.")
-    return x, given.dtype if given.is_floating_point() else torch.get_default_dtype()
+    if raw.is_complex() or raw.dtype is torch.bool:
+        raise TypeError(f"{name} must be real numbers, and they have dtype {raw.dtype}.")
+    return x, raw.dtype if raw.is_floating_point() else torch.get_default_dtype()
 
 
 def batch(name: str, x: object, *, finite: bool = True) -> Tensor:
@@ -154,7 +154,7 @@ def network_arguments(
 
 
 def noise_like(noise: object, x: Tensor, name: str = "noise") -> Tensor:
-    """Noise that was given for `x`: finite (looked at on the CPU alone) and of its shape, in its dtype and place."""
+    """The user's noise, finite (looked at on the CPU alone) and of the shape of `x`, in its dtype, on its device."""
     noise = batch(name, noise, finite=isinstance(noise, Tensor) and noise.device.type == "cpu")
     if noise.shape != x.shape:
         raise ValueError(f"{name} must have the shape of x, {tuple(x.shape)}, and it has {tuple(noise.shape)}.")

@@ -1,6 +1,6 @@
-"""Shapes and draws: the one place where tensors are broadcast, flattened or filled with noise.
+"""Shapes and draws: tensors are broadcast, flattened and filled with noise here and nowhere else.
 
-A batch has shape (B, *event) with one sample a row; a time is a float, a 0-d tensor or one value a sample, (B,).
+A batch has shape (B, *event), one row per sample; a time is a float, a 0-d tensor or one value per sample, (B,).
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ from sdegen.sampling import decode, ode_solver, solve
 from sdegen.solvers import ODESolver, PowerGrid, Solver
 
 HUNDRED_STEPS = ODESolver("rk4", steps=100, grid=PowerGrid(1))
-"""What straightness uses unless told otherwise."""
+"""The default of straightness."""
 
 
 def rectify(model: Model, z: Tensor, solver: Solver | None = None, *, cond: Cond = None) -> Tensor:

@@ -18,7 +18,7 @@ from sdegen.solvers import ODESolver
 from sdegen.solvers.base import Problem, Result, Solver
 
 LIKELIHOOD_SOLVER = ODESolver("dopri8", rtol=1e-6)
-"""What encode, decode and log_prob use unless told otherwise."""
+"""The default of encode, decode and log_prob."""
 
 SIGNAL_LEFT = 0.05
 """Up to this alpha/sigma, N(0, sigma^2) passes for the law of x_t of data of unit scale."""
@@ -160,7 +160,23 @@ def decode(
     cond: Cond = None,
     u: tuple[float, float] | None = None,
 ) -> Tensor:
-    """The data whose latent is `z` (B, *event): the inverse of `encode`, with its arguments and errors."""
+    """The data whose latent under the ODE is z: the inverse of `encode`.
+
+    Args:
+        model: as in `sample`.
+        z: the latents, x at the noise end, (B, *event).
+        solver: one that solves the ODE; by default that of `log_prob`.
+        cond: keyword arguments for the network.
+        u: (from, to), only this part of the path; z is then x_t at u[0].
+
+    Returns:
+        x, (B, *event).
+
+    Raises:
+        TypeError: as `encode`.
+        ValueError: as `encode`.
+        NonFiniteError: as `encode`.
+    """
     return solve(model, z, ode_solver(solver), to="data", cond=cond, u=u).x
 
 

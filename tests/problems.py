@@ -89,7 +89,7 @@ def affine_law(path, solver, S: float, m: float, steps: int | None = None) -> tu
     """
     exact = sdegen.Gaussian(torch.tensor([m], dtype=torch.float64), math.sqrt(S))
     start = exact.marginal(path, path.t_noise)
-    ode = isinstance(solver, sdegen.ODESolver)
+    ode = solver.solves_ode
     per_step = 2 if getattr(solver, "method", "") == "srk" else 1
     draws = 0 if ode else steps * per_step
     x_T = torch.zeros(draws + 2, 1, dtype=torch.float64)

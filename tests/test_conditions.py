@@ -71,7 +71,7 @@ def generators(rows: Sequence[int]) -> list[torch.Generator]:
 def solved(solver: object, to: str = "data", on: sdegen.GaussianPath | None = None) -> Answer:
     """The end point; of a fixed grid every state, and of an adaptive one the number of steps too."""
     method = getattr(solver, "method", "")
-    given = None if isinstance(solver, sdegen.ODESolver) else PAIRS if method == "srk" else EPS
+    given = None if solver.solves_ode else PAIRS if method == "srk" else EPS
     many = given is not None or solver.steps is not None
 
     def answer(model: sdegen.Model, rows: Sequence[int], cond: Cond) -> Tensor:
@@ -86,7 +86,7 @@ def solved(solver: object, to: str = "data", on: sdegen.GaussianPath | None = No
 
 def sampled(solver: object) -> Answer:
     def answer(model: sdegen.Model, rows: Sequence[int], cond: Cond) -> Tensor:
-        shape, noise = (len(rows), 2), None if isinstance(solver, sdegen.ODESolver) else EPS[:, rows]
+        shape, noise = (len(rows), 2), None if solver.solves_ode else EPS[:, rows]
         given = sdegen.sample(model, shape, solver, x_T=X[rows], noise=noise, cond=cond, dtype=torch.float64)
         own = sdegen.sample(model, shape, solver, generator=generators(rows), cond=cond, dtype=torch.float64)
         return torch.cat([given, own], 1)

@@ -1,7 +1,7 @@
 """A chain laid on data: its steps against the true posterior, and the variances that make its bound least.
 
 The chain x_K, ..., x_1, x has p(x_K) = N(0, sigma_K^2), and p(x_{k-1} | x_k) is normal about the bridge's mean with
-x_hat in the place of x, its variance a choice of `Ancestral`. With D = eps - x and D_hat = eps_hat - x_hat the means
+x_hat instead of x, its variance a choice of `Ancestral`. With D = eps - x and D_hat = eps_hat - x_hat the means
 differ by add u_k (D_hat - D) in straight coordinates (solvers/ancestral.py), so that in nats
 
     L_K     = KL( q(x_K | x) | p(x_K) ) = |alpha_K x|^2 / (2 sigma_K^2)
@@ -46,7 +46,7 @@ class Data:
 
     Attributes:
         y: the data, (B, *event), in the precision of the bound; at u = 0 a state is its data, y = x.
-        cond: the conditions as they were given; those of a part are what the network receives.
+        cond: the user's conditions; in a part, what the network receives.
         noise: the eps of every step, like y; None for a fresh draw in each.
         generator: of these draws, a torch.Generator or one per sample.
         dtype: that of the network's input, unless its parameters have their own.
@@ -69,7 +69,7 @@ class Data:
         return Data(self.y[there], cond, noise, generator_of_rows(self.generator, rows), self.dtype)
 
     def eps(self) -> Tensor:
-        """Standard normals like y: those that were given, or a fresh draw."""
+        """Standard normals like y: `noise`, or a fresh draw."""
         y = self.y
         return normal(y.shape, self.generator, y.dtype, y.device) if self.noise is None else self.noise
 
@@ -167,11 +167,11 @@ class ChainOnData:
 
         One network call each, and a bar over them where `progress` is wanted.
         """
-        with bar(len(steps), progress) as step:
+        with bar(len(steps), progress) as step_done:
             for k in steps:
                 state, D = self.data.noised(self.numbers["u"][k - 1])
                 yield Answer(k, state, D, *self.ask(state, k))
-                step()
+                step_done()
 
     def ask(self, state: Tensor, k: int | Tensor) -> tuple[Tensor, Tensor | None]:
         """D_hat at any states of step k, and the variance's position where it is learned: one network call."""
@@ -261,7 +261,8 @@ def optimal_variance(
         The variances of x_{k-1}, (K,), in the order of the betas, float64 on the CPU.
 
     Raises:
-        TypeError, ValueError: for bad input, before the first network call.
+        TypeError: an argument of another type, before the first network call.
+        ValueError: an argument that does not fit, before the first network call.
         NonFiniteError: for a network whose answer is NaN or infinite.
 
     References:

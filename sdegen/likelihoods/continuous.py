@@ -50,12 +50,14 @@ def continuous_vlb(
         -log p(x) <= KL( q(x_T | x) | p(x_T) ) + 1/2 E of the integral of |eps - eps_hat|^2 d log-SNR, from the noise
                      end down to the clock u_min, + E[ -log p(x | x_t at u_min) ]
 
-    What is bounded is the likelihood under the reverse SDE, run from the path's prior down to u_min, and then the
-    decoder, a law around x_hat of deviation sigma/alpha. Both expectations are over the noise eps in x_t, per sample;
-    the path enters through its two ends alone. The prior's term is exact. The integral is estimated without bias from
-    `draws` random clocks per sample, each with an eps of its own, two in each of draws/2 equal slices of
-    w = log(1 + SNR): that is the log-SNR wherever it is large, and finite at pure noise. `standard_error` covers these
-    draws, clocks and eps; it does not cover the decoder's term, which is taken at one eps.
+    The likelihood that is bounded is that of this model: start from the path's prior, follow the reverse SDE down to
+    the clock u_min, and draw x there from the decoder, whose mean is x_hat and whose deviation is sigma/alpha. Of the
+    path only the two ends matter. Both expectations are over the noise eps in x_t.
+
+    The first term is exact. The integral is estimated without bias: `draws` random clocks per sample, each with an eps
+    of its own, two of them in each of draws/2 equal slices of w = log(1 + SNR), which is close to the log-SNR where
+    that is large and stays finite at pure noise. `standard_error` measures the spread of this estimate over clocks and
+    eps. The decoder's term is computed at a single eps, and its spread is not part of `standard_error`.
 
     Args:
         model: draws + 1 network calls on every part of x.
@@ -72,7 +74,8 @@ def continuous_vlb(
         The terms; `transitions`, (B, draws), sum up to the estimate of the integral.
 
     Raises:
-        TypeError, ValueError: for bad input, before the first network call.
+        TypeError: an argument of another type, before the first network call.
+        ValueError: an argument that does not fit, before the first network call.
         NonFiniteError: for a bound that is NaN or infinite.
 
     References:
@@ -113,12 +116,12 @@ def _errors(model: Model, data: Data, clocks: Sequence[Tensor], progress: bool) 
     every, size = torch.cat([*clocks]), len(data.y)
     plan = model.plan(data.y, every, None, -torch.ones_like(every), torch.ones_like(every))
     plan = replace(plan, dtype=model.working_dtype(data.dtype))
-    with bar(len(clocks), progress) as step:
-        for k, u in enumerate(clocks):
+    with bar(len(clocks), progress) as step_done:
+        for i, u in enumerate(clocks):
             state, D = data.noised(u)
-            query = plan.rows(slice(k * size, (k + 1) * size), state)
+            query = plan.rows(slice(i * size, (i + 1) * size), state)
             yield u, model.estimate(state, query, data.cond) - D
-            step()
+            step_done()
 
 
 def _first_step(path: GaussianPath) -> float:

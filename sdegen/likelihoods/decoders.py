@@ -39,7 +39,8 @@ class Discretized:
         high: the highest.
 
     Raises:
-        TypeError, ValueError: for fewer than two levels, or low >= high.
+        TypeError: a number of levels that is not an integer, or an end that is not a number.
+        ValueError: fewer than two levels, or low >= high.
     """
 
     levels: int = 256

@@ -5,7 +5,10 @@
 from the data end to the noise end of the clock: both the right-hand side and the divergence are finite at u = 0, so
 nothing is cut off. It is the density of the ODE model itself, whether or not its score is a gradient.
 
-Song et al., 2021, arXiv:2011.13456; FFJORD, Grathwohl et al., 2019, arXiv:1810.01367.
+References:
+    Score-Based Generative Modeling through Stochastic Differential Equations, Song et al., 2021, arXiv:2011.13456.
+    FFJORD: Free-form Continuous Dynamics for Scalable Reversible Generative Models, Grathwohl et al., 2019,
+    arXiv:1810.01367.
 """
 
 from __future__ import annotations
@@ -51,10 +54,10 @@ def log_prob(
 ) -> Tensor:
     """Log-density of data under the model's ODE, in nats.
 
-    With an adaptive solver a sample moves with its batch-mates by an error of the solver's own size; on fixed steps,
-    such as ODESolver("rk4", steps=40), by the rounding of the network's kernels alone. Integrates in the dtype of `x`
-    (at least float32) and calls the network in its own. The first call with a network costs three network calls more,
-    on a few rows: they see whether its gradient can be trusted.
+    It is computed in the dtype of `x`, at least float32; the network is called in its own. How much the result of one
+    sample depends on the others in the batch: with an adaptive solver, by an error of the size of its tolerance; on
+    fixed steps, such as ODESolver("rk4", steps=40), by the rounding of the network's kernels alone. The first call with
+    a network costs three more network calls on a few rows, which test whether its gradient can be trusted.
 
     Args:
         model: a `ScoreModel`, or the `.model(path)` of an exact target.
@@ -124,7 +127,7 @@ def _at_noise(prior: Density, z: Tensor) -> Tensor:
     logp = prior.log_prob(z)
     if not isinstance(logp, Tensor) or logp.shape != (len(z),):
         got = tuple(logp.shape) if isinstance(logp, Tensor) else type(logp).__name__
-        raise ValueError(f"prior.log_prob must return one number a sample, shape ({len(z)},), and it returned {got}.")
+        raise ValueError(f"prior.log_prob must return one number per sample, shape ({len(z)},), and it returned {got}.")
     return logp
 
 

@@ -4,7 +4,7 @@ Averaged over the data, the bound of chain.py is also
 
     H(data) + KL( q(x_K) | p(x_K) ) + sum over k = 1 ... K of E KL( q(x_{k-1} | x_k) | p(x_{k-1} | x_k) )
 
-with the true reverse kernel in the place of the posterior given x: bound minus entropy is the divergence between the
+with the true reverse kernel instead of the posterior given x: bound minus entropy is the divergence between the
 two laws of whole paths. Where the data are Gaussian that kernel is too, and with x_true = E[x | x_k] and variances v_i
 
     E KL = 1/2 sum over i of [ log(var/v_i) - 1 + v_i/var ] + E|add (x_hat - x_true)|^2 / (2 var)
@@ -88,7 +88,8 @@ def entropy_form(
         The parts, with `.total` in nats.
 
     Raises:
-        TypeError, ValueError: for bad input, before the first network call.
+        TypeError: an argument of another type, before the first network call.
+        ValueError: an argument that does not fit, before the first network call.
         NonFiniteError: for a network whose answer is NaN or infinite.
     """
     if not isinstance(data, Gaussian):

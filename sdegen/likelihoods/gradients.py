@@ -38,7 +38,7 @@ _CUT = (Tensor, _checks.Shared, int, float, str, type(None))
 """Conditions that are known to be rows, or known not to be."""
 
 _known: WeakKeyDictionary[object, dict[object, int]] = WeakKeyDictionary()
-"""What was found out about a network before: how many products one backward pass may take."""
+"""For every network looked at before, how many products one backward pass may take."""
 
 
 def products_at_once(
@@ -68,12 +68,12 @@ def products_at_once(
     network = getattr(model, "net", model)
     key = (type(model), y.dtype, tuple(y.shape[1:]), y.device, probes > 1, frozenset(cond))
     try:
-        found = _known.setdefault(network, {})
+        remembered = _known.setdefault(network, {})
     except TypeError:  # nothing can be remembered about what has no weak reference
-        found = {}
-    if key not in found:
-        found[key] = _looked_at(_Look.at(model, y, ends, cond), probes)
-    return found[key]
+        remembered = {}
+    if key not in remembered:
+        remembered[key] = _looked_at(_Look.at(model, y, ends, cond), probes)
+    return remembered[key]
 
 
 @dataclass
@@ -128,7 +128,7 @@ def _clocks(model: Model, ends: tuple[float, float]) -> Tensor:
 
 
 def _looked_at(look: _Look, probes: int) -> int:
-    """The number of products at once, once the network was found honest."""
+    """How many products one backward pass may take, after a ValueError unless autograd and differences agree."""
     y, z = look.y, look.z
     with torch.enable_grad():
         leaf = y.detach().requires_grad_(True)

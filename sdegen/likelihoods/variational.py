@@ -44,9 +44,9 @@ class VLB:
             sum of these, in the limit of many steps their integral.
         decoder: L_0, (B,): minus a log-density with the Gaussian decoder, else minus a log-probability.
         size: d, the number of values in one sample.
-        standard_error: where steps or clocks were drawn, that of the sum of `transitions`, (B,): it covers their choice
-            and, unless `noise` was given, their eps, and not the one eps that the decoder's term is taken at; None
-            where nothing but eps was drawn.
+        standard_error: of the sum of `transitions`, (B,), where these were estimated at random steps or clocks, else
+            None. It measures the spread over the choice of these steps and, unless `noise` fixed it, over the eps at
+            each of them; the decoder's term is computed at a single eps, whose spread is not part of it.
     """
 
     prior: Tensor
@@ -127,9 +127,9 @@ def vlb(
         model: K network calls on every part of x, or draws + 1.
         x: data (B, *event).
         variance: of the chain's steps, as `Ancestral` samples them: "beta"; "posterior", which borrows the variance of
-            the second step for the first; "optimal", estimated from the x and noise given, which fits the chain to them
-            (score held-out data with the `optimal_variance` of other data); "learned"; or a tensor (K,) in the order of
-            the betas.
+            the second step for the first; "optimal", estimated from this x and its noise, so that the chain is fitted
+            to the data it is scored on (for held-out data take the `optimal_variance` of other data); "learned"; or a
+            tensor (K,) in the order of the betas.
         decoder: "gaussian" for continuous data, or `Discretized(levels, low, high)` for data on levels.
         cond: keyword arguments for the network; tensors with one row per sample are cut with x, `Shared` ones are not.
         noise: standard normals like x, the eps of every k; by default fresh draws from `generator` for every k.
@@ -145,7 +145,8 @@ def vlb(
         The terms, with `.total` in nats and `.bits_per_dim`.
 
     Raises:
-        TypeError, ValueError: for bad input, data off the decoder's levels among it, before the first network call.
+        TypeError: an argument of another type, before the first network call.
+        ValueError: an argument that does not fit, such as data off the decoder's levels, before the first network call.
         NonFiniteError: for a bound that is NaN or infinite.
 
     References:
@@ -204,7 +205,8 @@ def iwae(
         The log-weights, with `.log_prob`, its `.standard_error` and `.effective_samples`.
 
     Raises:
-        TypeError, ValueError: for bad input, before the first network call.
+        TypeError: an argument of another type, before the first network call.
+        ValueError: an argument that does not fit, before the first network call.
         NonFiniteError: for a bound that is NaN or infinite.
 
     References:
@@ -252,7 +254,8 @@ def _terms(laid: ChainOnData, decoder: Decoder, draws: int | None, progress: boo
 def _random_steps(laid: ChainOnData, draws: int) -> tuple[list[Tensor], Tensor]:
     """Random k from 2 ... K, `draws` tensors (B,), and how often each was to be expected among them, (B, draws).
 
-    k falls on a step in proportion to what it loses of log(1 + SNR): to its likelihood weight.
+    The chance of k is the share of step k in the fall of log(1 + SNR) from k = 1 to K: in proportion to that fall a
+    step costs about ((1-u)^2 + u^2)/2 |D_hat - D|^2, which is bounded, so that no term is rare and large.
     """
     data = laid.data
     lost = torch.diff(log1p_snr(laid.chain.u[:-1])).flip(0)
@@ -296,7 +299,7 @@ def _log_weight(laid: ChainOnData, decoder: Decoder, progress: bool) -> Tensor:
     y, z, u = data.y, data.eps(), laid.at("u", K)
     state = (1 - u) * y + u * z
     log_w = 0.5 * sum_event(z**2 - (state / u) ** 2)
-    with bar(K, progress) as step:
+    with bar(K, progress) as step_done:
         for k in range(K, 1, -1):
             D_hat, position = laid.ask(state, k)
             var, log_ratio = laid.variance(k, position)
@@ -306,9 +309,9 @@ def _log_weight(laid: ChainOnData, decoder: Decoder, progress: bool) -> Tensor:
             apart = add * (y - (state - u * D_hat)) + noise  # y_{k-1} less the model's mean
             log_w = log_w - 0.5 * sum_event(log_ratio + apart**2 / var - z**2)
             state = keep * state + add * y + noise
-            step()
+            step_done()
         D_hat, position = laid.ask(state, 1)
-        step()
+        step_done()
     last = Answer(1, state, (state - y) / laid.at("u", 1), D_hat, position)
     return log_w - laid.reconstruction(last, decoder)
 

@@ -1,6 +1,6 @@
 """Models: anything that estimates the data and the noise behind x_t, and the one conversion between predictions.
 
-Every prediction is p with k p = a x + b eps for known numbers a, b, k:
+Every prediction is p with m p = a x + b eps for known numbers a, b, m:
 
     eps       0       1       1                data      1        0       1
     score     0       1       -sigma           velocity  alpha'   sigma'  1          v    -sigma   alpha   1
@@ -8,7 +8,7 @@ Every prediction is p with k p = a x + b eps for known numbers a, b, k:
 ("score" is the gradient of the log-density, s = -eps/sigma; "velocity" is dx/dt in the path's own time; "v" is
 Salimans and Ho's.) In straight coordinates y = x_t/r obeys y = (1-u) x + u eps, on every path, so from y and p
 
-    c x + d eps = [ (c b - d a) y + ((1-u) d - u c) k p ] / [ (1-u) b - u a ]                                     (*)
+    c x + d eps = [ (c b - d a) y + ((1-u) d - u c) m p ] / [ (1-u) b - u a ]                                     (*)
 
 which is the only conversion in the library: drifts, denoisers and the predictions above are all of this form. It is
 finite wherever the denominator is not 0: eps and score at u = 0, data at u = 1, v everywhere, velocity wherever dx/dt
@@ -43,24 +43,24 @@ PREDICTIONS: dict[str, Callable[[GaussianPath, Tensor, Tensor, Tensor], Row]] = 
     "velocity": lambda path, t, alpha, sigma: (*path.slopes(t)[:2], 1.0),
     "v": lambda path, t, alpha, sigma: (-sigma, alpha, 1.0),
 }
-"""(a, b, k) of each prediction at (path, t, alpha, sigma): k prediction = a x + b eps."""
+"""(a, b, m) of each prediction p at (path, t, alpha, sigma): m p = a x + b eps."""
 
 
 def prediction_row(
     name: str, path: GaussianPath, t: Tensor, alpha: Tensor, sigma: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(a, b, k) of the prediction `name`, each shaped like t: k prediction = a x + b eps."""
+    """(a, b, m) of the prediction p called `name`, each shaped like t: m p = a x + b eps."""
     row = PREDICTIONS[name](path, t, alpha, sigma)
-    a, b, k = (n.to(t) if isinstance(n, Tensor) else torch.full_like(t, n) for n in row)
-    return a, b, k
+    a, b, m = (n.to(t) if isinstance(n, Tensor) else torch.full_like(t, n) for n in row)
+    return a, b, m
 
 
 class Query(NamedTuple):
-    """A prepared question, c E[x | y] + d E[eps | y] + e y at one clock, or at one clock per sample.
+    """One question to a model: c E[x | y] + d E[eps | y] + e y at one clock, or at one clock per sample.
 
     Attributes:
-        t: what the network is shown before `time=` translates it, (B,).
-        numbers: what `Model.estimate` multiplies by, each 0-dimensional or (B, 1, ...).
+        t: the time that the network is shown, before `time=` translates it, (B,).
+        numbers: the coefficients that `Model.query` computed from c, d and e, each 0-dimensional or (B, 1, ...).
         dtype: of the network's input.
     """
 
@@ -70,19 +70,21 @@ class Query(NamedTuple):
 
     def fitting(self, y: Tensor) -> Query:
         """The same question for `y`, which may hold the batch several times over, one copy after another."""
-        times = len(y) // max(len(self.t), 1)
-        if times == 1 or len(self.t) == 0:
+        copies = len(y) // max(len(self.t), 1)
+        if copies == 1 or len(self.t) == 0:
             return self
-        numbers = (n if n.ndim == 0 else torch.cat([n] * times) for n in self.numbers)
-        return Query(self.t.repeat(times), tuple(numbers), self.dtype)
+        numbers = (n if n.ndim == 0 else torch.cat([n] * copies) for n in self.numbers)
+        return Query(self.t.repeat(copies), tuple(numbers), self.dtype)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Prepared questions at n clocks: `plan[k]` asks the whole batch at clock k, `plan.rows(k, y)` row by row.
+    """Questions at n clocks, their coefficients computed at once: what `Model.plan` returns.
+
+    `plan[k]` is the question at clock k for the whole batch, `plan.rows(k, y)` that at clock k[b] for row b.
 
     Attributes:
-        t: what the network is shown, (n,), on the device of the states.
+        t: the times that the network is shown, (n,), on the device of the states.
         numbers: as in `Query`, each (n,).
         dtype: of the network's input.
         size: B, the number of rows of a whole batch.
@@ -286,8 +288,8 @@ class Model(nn.Module, ABC):
         r = alpha + sigma
         if len(x) and t.device.type == "cpu":
             self.covers(float((sigma / r).min()), float((sigma / r).max()), slack=1e-6)
-        a, b, k = prediction_row(name, self.path, t, alpha, sigma)
-        c, d = a / k, b / k
+        a, b, m = prediction_row(name, self.path, t, alpha, sigma)
+        c, d = a / m, b / m
         if t.device.type == "cpu" and not bool((torch.isfinite(c) & torch.isfinite(d)).all()):
             wrong = float(t[~(torch.isfinite(c) & torch.isfinite(d))][0])
             raise ValueError(f"The {name} is infinite at t = {wrong:g} on {self.path!r}; ask for it inside the path.")

@@ -46,7 +46,7 @@ class GaussianMixture:
     """sum_i w_i N(m_i, S_i) on events of any shape, with its exact model on any path.
 
     `.sample(n)`, `.log_prob(x)` in nats, `.model(path)`: exact score and predictions, `.marginal(path, t)`: the law of
-    x_t. Differentiable in x; computes in the dtype and on the device of what it is given. Numbers and lists are read
+    x_t. Differentiable in x; computes in the dtype and on the device of x. Numbers and lists are read
     in float64; samples have the dtype of the means, torch's default for a list.
 
     Args:

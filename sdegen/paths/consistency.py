@@ -77,8 +77,9 @@ def _around(path: Stated, step: float) -> tuple[Tensor, Tensor, Tensor]:
 def check_slopes(path: Stated, by_autograd: bool) -> None:
     """A ValueError unless `slopes` are the derivatives of alpha, sigma and sigma^2.
 
-    At a kink a slope may be that of either side, or anything between. What differences over a short step refuse and
-    those over a longer one accept is taken for the rounding of a path that is computed in less than double precision.
+    At a kink a slope may be that of either side, or anything between. A path that is computed in less than double
+    precision makes differences over a short step wrong by rounding, so slopes are refused only where those over a short
+    step (1e-5 of the path) and over a longer one (1e-3) both contradict them.
     """
     t = _around(path, 1e-5)[0][1]
     stated = _stated_slopes(path, t, by_autograd)
@@ -123,7 +124,8 @@ def _contradictions(path: Stated, stated: Tensor, step: float) -> tuple[Tensor, 
 def check_inverse(path: Stated, own: Sequence[str]) -> None:
     """A ValueError unless a path's own `time` inverts its clock and its own `scale` is alpha + sigma.
 
-    Both are told u alone: where the clock hardly moves, its rounding moves them, and they are allowed that much.
+    Both receive u alone, which is rounded. Where the clock hardly moves with t, the rounding of u (1e-14) stands for a
+    visible change of t and of the scale, which is therefore allowed for.
     """
     t, alpha, sigma = _around(path, 1e-5)
     r = alpha + sigma

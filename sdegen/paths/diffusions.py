@@ -23,7 +23,7 @@ from sdegen.paths.gaussian import GaussianPath, Slopes, UnitVariance
 
 
 class VariancePreserving(UnitVariance):
-    """A path with alpha^2 + sigma^2 = 1, so r = 1/sqrt((1-u)^2 + u^2), that is given by its noise rate.
+    """A path with alpha^2 + sigma^2 = 1, so r = 1/sqrt((1-u)^2 + u^2), defined by its noise rate beta.
 
     alpha^2 = exp(-B(t)), B' = beta
     """
@@ -241,7 +241,7 @@ class VESDE(GaussianPath):
             raise ValueError(f"sigma_min must be below sigma_max, and they are {self.sigma_min} and {self.sigma_max}.")
 
     @property
-    def _octaves(self) -> float:
+    def _log_ratio(self) -> float:
         return math.log(self.sigma_max / self.sigma_min)
 
     def alpha(self, t: float | Tensor) -> Tensor:
@@ -250,17 +250,17 @@ class VESDE(GaussianPath):
 
     def sigma(self, t: float | Tensor) -> Tensor:
         """sigma = sigma_min (sigma_max/sigma_min)^t."""
-        return self.sigma_min * torch.exp(self._octaves * as_time(t))
+        return self.sigma_min * torch.exp(self._log_ratio * as_time(t))
 
     def slopes(self, t: float | Tensor) -> Slopes:
         """alpha' = 0 and sigma' = sigma log(sigma_max/sigma_min)."""
         sigma = self.sigma(t)
-        return Slopes(torch.zeros_like(sigma), self._octaves * sigma, 2 * self._octaves * sigma**2)
+        return Slopes(torch.zeros_like(sigma), self._log_ratio * sigma, 2 * self._log_ratio * sigma**2)
 
     def time(self, u: float | Tensor) -> Tensor:
         """t = log(sigma/sigma_min) / log(sigma_max/sigma_min) with sigma = u/(1-u)."""
         u = self.checked_clocks(u)
-        return torch.log(u / (1 - u) / self.sigma_min) / self._octaves
+        return torch.log(u / (1 - u) / self.sigma_min) / self._log_ratio
 
     def scale(self, u: float | Tensor) -> Tensor:
         """r = 1 + sigma = 1/(1-u)."""

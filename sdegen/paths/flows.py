@@ -1,8 +1,8 @@
 """Flow matching's paths, in the literature's clock: noise at t = 0, data at t = 1.
 
-`CondOT` and `Trigonometric` are Gaussian paths like any other. `Interpolant` puts another source, or another coupling
-of source and data, in the place of independent Gaussian noise: the ODE dy/du = E[z - x | y] stays what it is, and the
-score is lost. `Retimed` reads a path's clock on another scale or backwards. Both are paths that wrap a path.
+`CondOT` and `Trigonometric` are Gaussian paths like any other. `Interpolant` replaces independent Gaussian noise by
+another source z, or by one that is coupled with the data: the ODE is still dy/du = E[z - x | y], but there is no score.
+`Retimed` maps a path's time linearly onto another interval, backwards too. Both are paths that wrap a path.
 
 References:
     Flow Matching for Generative Modeling, Lipman et al., 2023, arXiv:2210.02747.
@@ -111,10 +111,10 @@ class Trigonometric(UnitVariance):
 
 @dataclass(frozen=True)
 class WrappedPath(GaussianPath):
-    """A path made of another: whatever a subclass, a frozen dataclass too, does not state is the other's own.
+    """A path made of another: what a subclass does not override is forwarded to the path it wraps.
 
-    So are `t_data`, `t_noise`, `steps`, `has_score` and `source`, but for those that are fields of the subclass or
-    stand in its body.
+    That holds for the methods and for `t_data`, `t_noise`, `steps`, `has_score` and `source`, which are copied unless
+    the subclass sets them, in its body or as fields. A subclass is a frozen dataclass too.
 
     Attributes:
         path: the other path.
@@ -131,23 +131,23 @@ class WrappedPath(GaussianPath):
             object.__setattr__(self, name, getattr(self.path, name))
 
     def alpha(self, t: float | Tensor) -> Tensor:
-        """The path's own."""
+        """alpha of the wrapped path."""
         return self.path.alpha(t)
 
     def sigma(self, t: float | Tensor) -> Tensor:
-        """The path's own."""
+        """sigma of the wrapped path."""
         return self.path.sigma(t)
 
     def slopes(self, t: float | Tensor) -> Slopes:
-        """The path's own."""
+        """The slopes of the wrapped path."""
         return self.path.slopes(t)
 
     def time(self, u: float | Tensor) -> Tensor:
-        """The path's own."""
+        """The time of the wrapped path."""
         return self.path.time(u)
 
     def scale(self, u: float | Tensor) -> Tensor:
-        """The path's own."""
+        """r of the wrapped path."""
         return self.path.scale(u)
 
 
@@ -213,13 +213,13 @@ def _check_source(source: object) -> None:
 
 @dataclass(frozen=True)
 class Retimed(WrappedPath):
-    """A path read on another clock, linear in its own: data at `t_data`, noise at `t_noise`.
+    """A path in another time, linear in its own: data at `t_data`, noise at `t_noise`.
 
     Retimed(CondOT(), 0.0, 1.0) is the rectified flow of image models, noise growing with t. The samples are the same;
     velocities change sign and scale with dt.
 
     Args:
-        path: the path that is read.
+        path: the path to retime.
         t_data: the time at its data end, 0 by default.
         t_noise: the time at its noise end, 1 by default.
 
@@ -237,7 +237,7 @@ class Retimed(WrappedPath):
 
     @property
     def _rate(self) -> float:
-        """How fast the path's own time runs on this clock."""
+        """d(the wrapped path's time) / dt."""
         return (self.path.t_noise - self.path.t_data) / (self.t_noise - self.t_data)
 
     def _own(self, t: float | Tensor) -> Tensor:
@@ -248,17 +248,17 @@ class Retimed(WrappedPath):
         return torch.where(near_data, from_data, self.path.t_noise + self._rate * (t - self.t_noise))
 
     def alpha(self, t: float | Tensor) -> Tensor:
-        """The path's own at its own time."""
+        """alpha of the wrapped path at its own time."""
         return self.path.alpha(self._own(t))
 
     def sigma(self, t: float | Tensor) -> Tensor:
-        """The path's own at its own time."""
+        """sigma of the wrapped path at its own time."""
         return self.path.sigma(self._own(t))
 
     def slopes(self, t: float | Tensor) -> Slopes:
-        """The path's own, by the chain rule."""
+        """The slopes of the wrapped path, by the chain rule."""
         return Slopes(*(self._rate * slope for slope in self.path.slopes(self._own(t))))
 
     def time(self, u: float | Tensor) -> Tensor:
-        """The path's own time, read on this clock."""
+        """The time of the wrapped path, mapped onto this one's interval."""
         return self.t_data + (self.path.time(u) - self.path.t_data) / self._rate

@@ -5,7 +5,8 @@
     dx = f x dt + g dw     f = (log alpha)'     g^2 = (sigma^2)' - 2 f sigma^2     forward SDE, t away from the data
 
 A path speaks its literature's time, from `t_data` to `t_noise`; only here does anyone know which of them is larger.
-Everything is given at a time t, except `time(u)` and `scale(u)`, which invert the clock without ever forming 1 - exp.
+Everything is a function of the time t, except `time(u)` and `scale(u)`: they invert the clock, without ever forming
+1 - exp.
 
 References:
     Score-Based Generative Modeling through Stochastic Differential Equations, Song et al., 2021, arXiv:2011.13456.
@@ -36,7 +37,8 @@ def log1p_snr(u: Tensor) -> Tensor:
 
         w = log(1 + ((1-u)/u)^2), infinite at clean data (u = 0) and 0 at pure noise (u = 1)
 
-    On a variance-preserving path w is B, the integral of beta, and a step of a chain costs a difference of w.
+    On a variance-preserving path w = -log sigma^2. It is close to the log-SNR where that is large, and unlike it stays
+    finite at pure noise, so that a bound is an integral over w of something bounded.
 
     Args:
         u: clocks in [0, 1], of any shape.
@@ -228,7 +230,7 @@ class GaussianPath(ABC):
             generator: a torch.Generator, or one per sample.
 
         Returns:
-            The draws, in the shape, dtype and place of `x`.
+            The draws, with the shape and dtype of `x`, on its device.
 
         Raises:
             ValueError: for a source that cannot be sampled, or answers in another shape.
@@ -326,7 +328,7 @@ class GaussianPath(ABC):
         return ends
 
     def _states(self, name: str) -> bool:
-        """Whether this path has a method of its own in the place of the one above."""
+        """Whether this path overrides the method `name` of `GaussianPath`."""
         return getattr(type(self), name) is not getattr(GaussianPath, name)
 
     @cached_property

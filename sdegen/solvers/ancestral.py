@@ -2,7 +2,8 @@
 
     x_s = c_t x_t + c_x x_hat + std z      (c_t, c_x) of the bridge x_s | x_t, x;  no noise in the step to the data
 
-In straight coordinates, with q = u_s (1-u_t) / (u_t (1-u_s)), so that 1 - q = (u_t - u_s) / (u_t (1-u_s)),
+In straight coordinates, where std is that of y_s, with q = u_s (1-u_t) / (u_t (1-u_s)) and so
+1 - q = (u_t - u_s) / (u_t (1-u_s)),
 
     Ancestral   y_s = q (u_s/u_t) y_t + (1-u_s)(1-q^2) x_hat + std z
     DDIM        y_s = (1-u_s) x_hat + u_s sqrt(1 - eta^2 (1-q^2)) eps_hat + eta u_s sqrt(1-q^2) z
@@ -41,10 +42,16 @@ VARIANCES = ("beta", "posterior", "optimal", "learned")
 
 
 class Chain(NamedTuple):
-    """The steps from u_t down to u_s laid on a path: K + 1 knots and, in y, K coefficients, float64 on the CPU.
+    """The steps of a chain on a path, from the noise on: K + 1 knots and K coefficients in y, float64 on the CPU.
 
-    keep, add: the bridge's mean is keep y_t + add x. bridge, kernel: its variance, and that of the forward kernel.
-    scale:     r_s, so that a variance of x_s is scale^2 times that of y_s.
+    Attributes:
+        u: the knots, (K + 1,); a step goes from u_t = u[k] to u_s = u[k + 1].
+        t: the path's time at the knots.
+        keep: the mean of the bridge is keep y_t + add x, (K,).
+        add: see `keep`.
+        bridge: the variance of the bridge, that of y_s given y_t and x.
+        kernel: the variance of "beta", that of the forward kernel.
+        scale: r_s, so that a variance of x_s is scale^2 times that of y_s.
     """
 
     u: Tensor
@@ -127,8 +134,8 @@ class Ancestral(_ChainSolver):
     """The DDPM chain (Algorithm 2 of Ho et al.) on any path, one network call a step.
 
     x_s = c_t x_t + c_x x_hat + std z, and no noise in the step that ends at the data. On `VESDE`, whose data end is
-    not clean, that last mean is the data estimate blended with what is left of the noise at sigma_min: the denoised
-    samples of score_sde's VE are `model.data(x, path.t_data)`.
+    not clean but blurred by sigma_min, that last mean is a mixture of x_hat and of the state, with a little less noise
+    than sigma_min; for the denoised samples that score_sde returns take `model.data(x, path.t_data)` of the result.
 
     Args:
         steps: number of steps; may be left out on a `DDPM` path (all of them) or with a tensor `grid`.
@@ -260,13 +267,13 @@ def _learned(problem: Problem, chain: Chain) -> Step:
 def _optimal(problem: Problem, chain: Chain) -> Step:
     """The variance of the true reverse step, with the mean squared error of x_hat read off the batch.
 
-    For the exact model E|x - x_hat|^2 / d = (u_t / (1-u_t))^2 (1 - E|eps_hat|^2 / d), and the batch mean stands for E.
-    Near pure noise the first factor is huge and the second, which is estimated, nearly 0: as long as the sampling error
-    of their product exceeds a tenth of u^2 / ((1-u)^2 + u^2), its value for data of variance one, that value is taken.
+    For the exact model E|x - x_hat|^2 / d = (u_t / (1-u_t))^2 (1 - E|eps_hat|^2 / d), estimated by the mean over the
+    batch. Near pure noise the first factor is huge and the second nearly 0, so that the estimate is poor. Where its
+    standard deviation exceeds a tenth of u^2 / ((1-u)^2 + u^2), the value for data of variance one, that value is used.
     """
     if isinstance(problem.generator, (list, tuple)):
         raise ValueError(
-            'Ancestral(variance="optimal") estimates the variance from the whole batch, and one generator a sample '
+            'Ancestral(variance="optimal") estimates the variance from the whole batch, and one generator per sample '
             "promises samples that do not depend on each other; take the variances of `optimal_variance` instead."
         )
     model, cond, u = problem.model, problem.cond, chain.u[:-1]

@@ -49,7 +49,8 @@ class Problem:
         trajectory: whether every step's state is wanted.
         progress: whether a bar is.
         probes: (P, B, d) where the log-density is wanted too: div = sum over p of z_p . J z_p; else None. The state
-            then is (B, d + 1), with the log-density gained so far in its last column.
+            then is (B, d + 1), whose last column is the integral of div(eps_hat - x_hat) over u so far: the
+            log-density at the start less that at this state.
         chunk: how many of these products one backward pass may take.
     """
 
@@ -75,7 +76,7 @@ class Problem:
         return state if self.probes is None else state[:, :-1].reshape(self.y.shape)
 
     def density(self, state: Tensor) -> Tensor | None:
-        """The log-density gained so far, (B,), where it is wanted."""
+        """The integral of the divergence so far, (B,), where the log-density is wanted."""
         return None if self.probes is None else state[:, -1]
 
     def knots(self, grid: Grid | Tensor, steps: int) -> tuple[Tensor, Tensor]:
@@ -110,7 +111,8 @@ class Result:
         u: the knots, from the start on.
         states: every knot's y where the problem wants a trajectory, else empty.
         times: the path's time at the knots, where it is known.
-        divergence: the log-density gained, (B,), where the problem has probes.
+        divergence: the integral of div(eps_hat - x_hat) over u, (B,), where the problem has probes: the log-density at
+            the start less that at the end.
         calls: network calls.
         accepted: steps taken.
         rejected: steps tried in vain.
@@ -161,7 +163,7 @@ class Solver(ABC):
 
     @property
     def span(self) -> tuple[float, float] | None:
-        """(u_high, u_low) of a grid that carries its own ends, followed where `u=` is not given; else None."""
+        """(u_high, u_low) of a grid with ends of its own, which stand for the path's where `u=` is None; else None."""
         return None
 
     def __eq__(self, other: object) -> bool:
@@ -181,8 +183,8 @@ def _values(solver: Solver) -> list[object]:
 class Ask(Protocol):
     """ask(y, u) is the slope dy/du = eps_hat - x_hat at a state and a clock; ask(y, u, c, d) is c x_hat + d eps_hat."""
 
-    def __call__(self, y: Tensor, u: float | Tensor, c: float = -1.0, d: float = 1.0) -> Tensor:
-        """One network call. `u` is a number, or a 0-dimensional tensor on the CPU."""
+    def __call__(self, y: Tensor, u: float | Tensor, c: float | Tensor = -1.0, d: float | Tensor = 1.0) -> Tensor:
+        """One network call. u, c and d are numbers, or 0-dimensional tensors on the CPU."""
 
 
 Step = Callable[[int, Tensor, Ask], Tensor | tuple[Tensor, Tensor | float | None]]
@@ -197,7 +199,7 @@ class _Asking:
         self._problem = problem
         self._times = dict(zip(u, t, strict=True))
 
-    def __call__(self, y: Tensor, u: float | Tensor, c: float = -1.0, d: float = 1.0) -> Tensor:
+    def __call__(self, y: Tensor, u: float | Tensor, c: float | Tensor = -1.0, d: float | Tensor = 1.0) -> Tensor:
         """c x_hat + d eps_hat at the state `y`, with its divergence in the last column where that is wanted."""
         problem, u = self._problem, float(u)
         time = self._times.get(u)
@@ -212,7 +214,7 @@ class _Asking:
 
 
 def joined(value: Tensor, divergence: Tensor) -> Tensor:
-    """The slope of a state with a density, (B, d + 1)."""
+    """The slope of a state whose last column integrates the divergence, (B, d + 1)."""
     return torch.cat([value.flatten(1), divergence[:, None]], 1)
 
 
@@ -227,8 +229,8 @@ def march(problem: Problem, u: Tensor, t: Tensor, step: Step) -> Result:
         t: the path's time at the knots.
         step: called as step(k, y, ask) with the state at knot k; returns the state at knot k + 1, or (mean, std), to
             which the normals of step k are added. ask(y, u, c=-1.0, d=1.0) is c x_hat + d eps_hat, one network call.
-            Where `log_prob` runs the solver, the state has one more column, the log-density, and `ask` answers for it
-            too: a scheme made of slopes integrates both.
+            Where `log_prob` runs the solver, the state has one more column, the integral of the divergence, and `ask`
+            answers for it too: a scheme made of slopes integrates both.
 
     Returns:
         the end point with its cost.

@@ -24,8 +24,8 @@ Increment = Tensor | tuple[Tensor, Tensor | None]
 class Increments:
     """Duck-typed Brownian motion on the step index: each step is queried once; `step` is the one under way.
 
-    `shape` is read by torchsde's contract check alone, which for additive noise draws normals of that shape from the
-    global generator: of (B, 0) there are none to draw, and that generator belongs to others.
+    Only torchsde's contract check reads `shape`: for additive noise it draws normals of that shape from the global
+    generator. That generator is not ours to advance, so `shape` is (B, 0), and nothing is drawn.
     """
 
     def __init__(self, problem: Problem, steps: int, levy_area: str, diagonal: bool = False):

@@ -69,7 +69,9 @@ def normals_of_step(
     *,
     pair: bool = False,
 ) -> Callable[[int], Tensor]:
-    """A function from the step k to its standard normals, shaped like `y`, or (2, B, *event) if `pair`: given or drawn.
+    """A function from the step k to its standard normals, shaped like `y`, or (2, B, *event) if `pair`.
+
+    They are those of `noise`, or drawn where it is None.
 
     Raises:
         ValueError: a tensor `noise` of another shape than (steps, B, *event), at once; a callable's answer of another

@@ -1,8 +1,8 @@
 """ODE solvers on torchdiffeq.
 
-Fixed-grid methods integrate dy/du = eps_hat - x_hat in step-index time, as sde.py does; what they query is known
-beforehand, so nothing is looked up by rounding. Adaptive methods integrate in u itself, with the clock clamped to the
-interval, the last step set to land on its end, and the error norm
+Fixed-grid methods integrate dy/du = eps_hat - x_hat in step-index time, as sde.py does. The order of their queries is
+known, stage after stage of step after step, so all of them are planned before the solve. Adaptive methods integrate in
+u itself, with the clock clamped to the interval, the last step set to land on its end, and the error norm
 
     max over samples of max( RMS of the scaled error of y, |scaled error of the log-density| )
 
@@ -32,7 +32,14 @@ from sdegen.solvers.grids import Grid, PowerGrid, check_grid, span_of, steps_on
 
 @dataclass(frozen=True)
 class ODEMethod:
-    """A torchdiffeq method: where in a step it queries the network; an adaptive one keeps the query at its start."""
+    """A torchdiffeq method.
+
+    Attributes:
+        order: its order.
+        stages: the fractions of a step at which a fixed-grid method asks for the slope; empty for an adaptive one.
+        calls: network calls a step.
+        when: when to use it, for README's table.
+    """
 
     order: int
     stages: tuple[float, ...] = ()
@@ -203,7 +210,7 @@ class _FixedSteps(_RightHandSide):
         self._stage = 0
 
     def callback_step(self, s: Tensor, state: Tensor, ds: Tensor) -> None:
-        """torchdiffeq's word that a step begins."""
+        """torchdiffeq calls it where a step begins."""
         if self.accepted % CHECK_EVERY == 0 and self.accepted:
             _checks.finite_state(state, self.knots[self.accepted])
         if self.problem.trajectory:
@@ -228,10 +235,9 @@ class _AnyTime(_RightHandSide):
         if solver.rtol + atol < 4 * torch.finfo(problem.y.dtype).eps:
             raise ValueError(f"{solver!r} asks for more than {problem.y.dtype} states can hold; loosen rtol and atol.")
         ends = torch.tensor([problem.u_from, problem.u_to], dtype=torch.float64)
+        # planned here, so that a singular end is refused before any network call
         plan = problem.model.plan(problem.y, ends, None, -torch.ones_like(ends), torch.ones_like(ends))
-        self._at_ends: dict[float, Query] = dict(
-            zip(ends.tolist(), plan, strict=True)
-        )  # which refuses singular ends before any call
+        self._at_ends: dict[float, Query] = dict(zip(ends.tolist(), plan, strict=True))
         self.ends = ends.to(problem.y.device)
         self.options = {"step_t": self.ends[1:], "norm": self.norm, "max_num_steps": 2**31 - 1}
         self.tolerances = {"rtol": solver.rtol, "atol": atol}

@@ -5,12 +5,16 @@ u = u_k + (s - k)(u_{k+1} - u_k), so with h = |u_{k+1} - u_k|
 
     dy = [(eps_hat - x_hat)(u_{k+1} - u_k) - gamma eps_hat h] ds + w sqrt(h) dW
 
-on any grid, in exactly N steps. Which step a query belongs to is told by the Brownian object, which every method
-asks first, never by rounding s. The noise is additive, so Ito and Stratonovich agree and Milstein is Euler-Maruyama.
+on any grid, in exactly N steps. At a knot s = k a query may belong to the step that ends or to the one that begins, and
+floor(s) cannot tell which. But every torchsde method asks the Brownian object for the increment of its step first, so
+the step is the one that was last asked about there. The noise is additive, so Ito and Stratonovich agree and Milstein
+is Euler-Maruyama.
 
-Scalable Gradients for Stochastic Differential Equations, Li et al., 2020, arXiv:2001.01328;
-Runge-Kutta Methods for the Strong Approximation of Solutions of SDEs, Roessler, 2010 (`srk`);
-Efficient and Accurate Gradients for Neural SDEs, Kidger et al., 2021, arXiv:2105.13493 (`reversible_heun`).
+References:
+    Scalable Gradients for Stochastic Differential Equations, Li et al., 2020, arXiv:2001.01328.
+    Runge-Kutta Methods for the Strong Approximation of Solutions of Stochastic Differential Equations, Roessler, 2010
+    ("srk").
+    Efficient and Accurate Gradients for Neural SDEs, Kidger et al., 2021, arXiv:2105.13493 ("reversible_heun").
 """
 
 from __future__ import annotations
@@ -34,14 +38,24 @@ from sdegen.solvers.noise import NoiseProfile
 
 @dataclass(frozen=True)
 class SDEMethod:
-    """A torchsde method: where in a step it queries the network, its orders in law and along a path, what it needs."""
+    """A torchsde method.
+
+    Attributes:
+        stages: the fractions of a step at which it asks for the drift.
+        order: its order in law.
+        strong: its order along a path.
+        calculus: "ito" or "stratonovich".
+        levy_area: the area that it asks the Brownian object for.
+        carries: whether it takes the drift at the end of a step along into the next one.
+        when: when to use it, for README's table.
+    """
 
     stages: tuple[float, ...]
     order: int
     strong: int
     calculus: str
     levy_area: str = "none"
-    carries: bool = False  # takes the end-point drift along into the next step
+    carries: bool = False
     when: str = ""
 
     @property
@@ -219,10 +233,10 @@ class _RightHandSide(ABC):
         return value
 
     def visit(self, y: Tensor) -> None:  # noqa: B027  # most have nothing to do
-        """Told of every state that is asked about, remembered or not."""
+        """Called with every state that is asked about, remembered or not."""
 
     def _product(self, at: Tensor, y: Tensor, v: Tensor) -> Tensor:
-        return self.level(float(at)) * v if v.shape[1] else y  # the contract check comes with no noise: see Increments
+        return self.level(float(at)) * v if v.shape[1] else y  # (B, 0) in torchsde's contract check: see Increments
 
     def _diagonal(self, at: Tensor, y: Tensor) -> Tensor:
         return self.level(float(at)).expand_as(y)

@@ -1,8 +1,8 @@
 """The objective of a network that learns the chain's variances too: the simple loss plus a small part of the bound.
 
-    mean over samples of   |k p_theta - (a x + b eps)|^2 / d + weight K L_{k-1} / d           k uniform on 1 ... K
+    mean over samples of   |m p_theta - (a x + b eps)|^2 / d + weight K L_{k-1} / d           k uniform on 1 ... K
 
-with k p = a x + b eps (models/base.py) and the bound's terms L of likelihoods/chain.py, in which the prediction is held
+with m p = a x + b eps (models/base.py) and the bound's terms L of likelihoods/chain.py, in which the prediction is held
 fixed: the first term trains the prediction alone, the second the variance alone.
 
 References:
@@ -55,8 +55,9 @@ def hybrid_loss(
         The loss, a scalar.
 
     Raises:
-        TypeError, ValueError: for bad input, before the network is called. Values are looked at on the CPU alone:
-            elsewhere that would stall the training.
+        TypeError: an argument of another type, before the network is called.
+        ValueError: an argument that does not fit, before the network is called. The values in tensors are looked at on
+            the CPU alone: elsewhere that would stall the training.
 
     References:
         Improved Denoising Diffusion Probabilistic Models, Nichol and Dhariwal, 2021, arXiv:2102.09672.
@@ -84,7 +85,7 @@ def hybrid_loss(
 
 
 def _prediction_per_slope(model: ScoreModel, u: Tensor) -> Tensor:
-    """(1-u) b - u a, the error of k p over that of D_hat, at clocks u (K,) in float64."""
+    """(1-u) b - u a, the error of m p over that of D_hat, at clocks u (K,) in float64."""
     r = model.path.scale(u)
     a, b, _ = prediction_row(model.predicts, model.path, model.path.time(u), (1 - u) * r, u * r)
     return (1 - u) * b - u * a

@@ -1,18 +1,19 @@
 """Denoising score matching and flow matching: one loss, the network's own prediction regressed on its target.
 
-With k p = a x + b eps (models/model.py) the loss of one sample at time t is the mean over the event of
+With m p = a x + b eps (models/base.py) the loss of one sample at time t is the mean over the event of
 
-    weight(t) [ k p_theta(x_t, t) - (a x + b eps) ]^2          x_t = alpha x + sigma eps
+    weight(t) [ m p_theta(x_t, t) - (a x + b eps) ]^2          x_t = alpha x + sigma eps
 
 so that for "score" it is [sigma s_theta + eps]^2, number for number the loss of eps_theta = -sigma s_theta. The
 minimiser is E[target | x_t]: s = -E[eps | x_t]/sigma for denoising score matching, dx/dt for flow matching.
 
-Weightings are stated on the squared error of eps and converted, |d eps| = (1-u) / ((1-u) b - u a) |d (k p)| in straight
+Weightings are stated on the squared error of eps and converted, |d eps| = (1-u) / ((1-u) b - u a) |d (m p)| in straight
 coordinates, so a weighting means the same for every prediction. Times are drawn with an importance weight (times.py).
 
-A Connection Between Score Matching and Denoising Autoencoders, Vincent, 2011; Song et al., 2021, arXiv:2011.13456;
-Maximum Likelihood Training of Score-Based Diffusion Models, Song et al., 2021, arXiv:2101.09258; Lipman et al., 2023,
-arXiv:2210.02747; Efficient Diffusion Training via Min-SNR Weighting Strategy, Hang et al., 2023, arXiv:2303.09556.
+References:
+    A Connection Between Score Matching and Denoising Autoencoders, Vincent, 2011.
+    Score-Based Generative Modeling through Stochastic Differential Equations, Song et al., 2021, arXiv:2011.13456.
+    Flow Matching for Generative Modeling, Lipman et al., 2023, arXiv:2210.02747.
 """
 
 from __future__ import annotations
@@ -119,8 +120,9 @@ def loss(
         The loss, a scalar; with reduction "none" the mean over each event, (B,).
 
     Raises:
-        TypeError, ValueError: for input that is not as described, and for times of the user's at which the target or
-            the weight is infinite. Values are looked at on the CPU alone: elsewhere that would stall the training.
+        TypeError: an argument of another type.
+        ValueError: an argument that does not fit, among them times at which the target or the weight is infinite. The
+            values in tensors are looked at on the CPU alone: elsewhere that would stall the training.
     """
     path = _checked(model, x, weighting, times, coupling, reduction, generator)
     arguments = _checks.conditions(cond)
@@ -132,7 +134,7 @@ def loss(
         x, eps = x[rows], eps[partners]
     alpha, sigma = path.alpha(t), path.sigma(t)
     row = PREDICTIONS[model.predicts](path, t, alpha, sigma)
-    a, b, k = (n.to(t) if isinstance(n, Tensor) else n for n in row)
+    a, b, m = (n.to(t) if isinstance(n, Tensor) else n for n in row)
     weight = importance
     if weighting is not None:
         weight = _weights("weighting", weighting(path, t), x)
@@ -142,7 +144,7 @@ def loss(
         _check_finite(model, t, alpha, sigma, a, b, weight)
     x_t = (like(alpha, x) * x + like(sigma, x) * eps).to(x.dtype)
     p = model.predict(x_t, t, _checks.network_arguments(arguments, rows, len(x))).to(t.dtype)
-    missed = _combined((k, p)) - _combined((a, x), (b, eps))
+    missed = _combined((m, p)) - _combined((a, x), (b, eps))
     error = missed.square().flatten(1).mean(1)
     error = error if weight is None else weight * error
     return error.mean() if reduction == "mean" else error
@@ -229,7 +231,7 @@ def _combined(*terms: tuple[Tensor | float, Tensor]) -> Tensor:
 
 
 def _eps_per_prediction(alpha: Tensor, sigma: Tensor, a: Tensor | float, b: Tensor | float) -> Tensor:
-    """|d eps| / |d (k p)|; an error of eps is its own measure, also where alpha = 0."""
+    """|d eps| / |d (m p)|; an error of eps is its own measure, also where alpha = 0."""
     a, b = (n if isinstance(n, Tensor) else torch.full_like(alpha, n) for n in (a, b))
     return torch.where(a == 0, 1 / b, alpha / (alpha * b - sigma * a))
 

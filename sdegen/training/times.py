@@ -1,10 +1,13 @@
 """Time samplers: how a loss draws t.
 
 A sampler is a value, called as sampler(path, n, generator, dtype, device); it returns n times and their importance
-weights, the density of uniform time over the density they were drawn from, both (n,), in at least float32. With these
-weights a sampler changes the variance of a loss and not its mean, that over uniform time, as far as its times reach.
+weights, both (n,), in at least float32. A weight is the density of uniform time over the density from which the time
+was drawn, so that the loss has the mean it has under uniform time, over those times that the sampler can draw; only
+its variance is another.
 
-Variational Diffusion Models, Kingma et al., 2021, arXiv:2107.00630; Ho et al., 2020, arXiv:2006.11239 (the chain's).
+References:
+    Variational Diffusion Models, Kingma et al., 2021, arXiv:2107.00630.
+    Denoising Diffusion Probabilistic Models, Ho et al., 2020, arXiv:2006.11239 (the times of a chain).
 """
 
 from __future__ import annotations

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from problems import PATHS, OwnFlow, OwnVP, ring
+from problems import PATHS, ring
 from torch import nn
 
 import sdegen
 from sdegen.models.base import PREDICTIONS
 
-ALL = {**PATHS, "own vp": OwnVP(), "own flow": OwnFlow()}
-every_path = pytest.mark.parametrize("path", ALL.values(), ids=ALL.keys())
+every_path = pytest.mark.parametrize("path", PATHS.values(), ids=PATHS.keys())
 NAMES = list(PREDICTIONS)
 
 

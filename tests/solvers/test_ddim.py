@@ -20,7 +20,7 @@ def test_ddim_is_the_euler_step_and_at_one_ancestral(path, p):
     x, noise, grid = torch.randn(6, 3), torch.randn(steps, 6, 3), sdegen.PowerGrid(p)
 
     def ends(*solvers, noise=None):
-        given = [None if isinstance(s, sdegen.ODESolver) else noise for s in solvers]
+        given = [None if s.solves_ode else noise for s in solvers]
         return [sdegen.solve(model, x, s, noise=z, trajectory=True) for s, z in zip(solvers, given, strict=True)]
 
     ddim, euler = ends(sdegen.DDIM(steps, grid=grid), sdegen.ODESolver("euler", steps=steps, grid=grid))

@@ -35,7 +35,7 @@ def test_all_paths_give_one_trajectory_in_straight_coordinates(name, asked):
     target, solver, u = ring(), SOLVERS[name], (0.9, 0.02)
     y = torch.randn(16, 2)
     noise = None
-    if not isinstance(solver, sdegen.ODESolver):
+    if not solver.solves_ode:
         noise = torch.randn((9, 2, 16, 2) if getattr(solver, "method", "") == "srk" else (9, 16, 2))
     ends = []
     for path in ALL.values():

@@ -243,7 +243,7 @@ def test_times_never_leave_the_path_by_a_rounding():
             return super().time(u) + torch.where(torch.as_tensor(u) > 0.5, 5e-5, -5e-5)
 
     for times in (sdegen.ClockTimes(), sdegen.LikelihoodTimes(1e-4, 0.9999)):
-        t, weight = times(Rounds(), 100_000, torch.Generator().manual_seed(0), torch.float32, CPU)
+        t, weight = times(Rounds(), 1_000_000, torch.Generator().manual_seed(0), torch.float32, CPU)
         assert float(t.min()) == 0
         assert float(t.max()) <= 1
         assert times == sdegen.ClockTimes() or float(t.max()) == 1

@@ -113,13 +113,14 @@ def _terms(model: Model, data: Data, u_min: float, decoder: Decoder, draws: int,
 
 def _errors(model: Model, data: Data, clocks: Sequence[Tensor], progress: bool) -> Iterator[tuple[Tensor, Tensor]]:
     """(u, D_hat - D) at `clocks`, one per sample (B,), each with an eps of its own: one network call each."""
-    dtype = model.working_dtype(data.dtype)
+    every, size = torch.cat([*clocks]), len(data.y)
+    plan = model.plan(data.y, every, None, -torch.ones_like(every), torch.ones_like(every))
+    plan = replace(plan, dtype=model.working_dtype(data.dtype))
     with bar(len(clocks), progress) as step_done:
-        for u in clocks:
+        for k, u in enumerate(clocks):
             state, D = data.noised(u)
-            ones = torch.ones_like(u)
-            plan = replace(model.plan(state, u, None, -ones, ones), dtype=dtype)
-            yield u, model.estimate(state, plan.rows(slice(None), state), data.cond) - D
+            query = plan.rows(slice(k * size, (k + 1) * size), state)
+            yield u, model.estimate(state, query, data.cond) - D
             step_done()
 
 

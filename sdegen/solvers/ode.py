@@ -203,7 +203,7 @@ class _FixedSteps(_RightHandSide):
         u, t = problem.knots(PowerGrid(1.5) if solver.grid is None else solver.grid, self.total)
         self.knots, self.times = u.tolist(), t.tolist()
         index = torch.arange(self.total + 1, device=problem.y.device).to(problem.y.dtype)
-        self.ends, self.options = index[[0, -1]], {"grid_constructor": lambda func, y, ends: index}
+        self.ends, self.options = index[:: self.total], {"grid_constructor": lambda func, y, ends: index}
         self._stages = solver._scheme.stages
         du = torch.diff(u)
         self._queries = plan_stages(problem, u, t, dict.fromkeys(self._stages, (-du, du)))

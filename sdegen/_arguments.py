@@ -7,6 +7,7 @@ import inspect
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import ModuleType
 
 import torch
 from torch import Tensor, nn
@@ -91,12 +92,17 @@ def _warn_of_hidden_modules(net: object) -> None:
 
 def _modules_behind(net: Callable[..., object]) -> list[nn.Module]:
     """The modules that a function, a method or a partial holds or names."""
+    held: list[object] = []
     while isinstance(net, functools.partial):
+        held += [*net.args, *net.keywords.values()]
         net = net.func
-    held = [net, getattr(net, "__self__", None)]
+    held += [net, getattr(net, "__self__", None)]
     if inspect.isfunction(net):
         names = inspect.getclosurevars(net)
         held += [*names.nonlocals.values(), *names.globals.values()]
+    for thing in [*held]:  # and what these hold, one level down
+        parts = thing if isinstance(thing, dict) else getattr(thing, "__dict__", {})
+        held += [] if isinstance(thing, (nn.Module, type, ModuleType)) else [*parts.values()]
     return [thing for thing in held if isinstance(thing, nn.Module)]
 
 

@@ -143,7 +143,7 @@ def network_arguments(
         elif isinstance(value, Tensor):
             per_sample = not whole and value.ndim > 0 and len(value) == size
             received[name] = value[rows].clone() if per_sample else value.clone()
-        elif isinstance(value, (list, tuple)) and not whole:
+        elif hasattr(value, "__len__") and not isinstance(value, str) and not whole:
             raise TypeError(
                 f"cond[{name!r}] is a {type(value).__name__}, and the batch is cut into rows: give a tensor with one "
                 "row per sample, or Shared(value) if it belongs to all of them."

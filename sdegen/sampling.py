@@ -120,7 +120,7 @@ def sample(
     with evaluating(model):
         y = straight(model, start, ends[0])
         problem = Problem(model, y, *ends, received, noise, generator, progress=progress)
-        result = solver.run(problem) if len(start) else _empty(problem)
+        result = checked_result(solver.run(problem), solver) if len(start) else _empty(problem)
         return (scale_at(model, result.u[-1]) * result.y).to(dtype)
 
 
@@ -229,7 +229,8 @@ def solve(
     with evaluating(model):
         y = straight(model, x, ends[0])
         problem = Problem(model, y, *ends, received, noise, generator, trajectory, progress)
-        return _solution(model, solver.run(problem) if len(x) else _empty(problem), x.dtype)
+        result = checked_result(solver.run(problem), solver) if len(x) else _empty(problem)
+        return _solution(model, result, x.dtype)
 
 
 def ode_solver(solver: Solver | None) -> Solver:
@@ -239,6 +240,13 @@ def ode_solver(solver: Solver | None) -> Solver:
     if not getattr(solver, "solves_ode", False):
         raise TypeError(f"Only the ODE can be solved both ways: give an ODESolver, not {solver!r}.")
     return solver
+
+
+def checked_result(result: object, solver: Solver) -> Result:
+    """What `solver.run` returned, after a TypeError unless it is a Result."""
+    if not isinstance(result, Result):
+        raise TypeError(f"run of {solver!r} must return a Result, such as march gives, and it returned {result!r}.")
+    return result
 
 
 def _check_solver(solver: object) -> None:

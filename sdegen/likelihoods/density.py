@@ -25,7 +25,7 @@ from sdegen._checks import NonFiniteError
 from sdegen._shapes import Generators, event_size
 from sdegen.likelihoods.gradients import products_at_once
 from sdegen.models.base import Cond, Model
-from sdegen.sampling import ode_solver
+from sdegen.sampling import checked_result, ode_solver
 from sdegen.solvers.base import Problem, Solver
 from sdegen.solvers.divergence import Hutchinson, draw_probes
 
@@ -99,7 +99,7 @@ def log_prob(
         chunk = products_at_once(model, y, ends, cond, len(vectors))
         received = _checks.network_arguments(cond)
         problem = Problem(model, y, *ends, received, probes=vectors, chunk=chunk)
-        result = solver.run(problem)
+        result = checked_result(solver.run(problem), solver)
         if result.divergence is None:
             raise ValueError(f"{solver!r} solves the ODE without its density: its Result has no divergence.")
         logp = _at_noise(density, scale_at(model, ends[1]) * result.y) + result.divergence

@@ -6,7 +6,9 @@ torch) gives a number that is silently wrong. So z . J z by autograd is held aga
     z . [ f(y + h z) - f(y - h z) ] / (2h)
 
 at states typical of clocks all along the path, in three network calls on a few rows: one with gradients, one at y + h z
-for every step h and at y again, one at y - h z. An honest network agrees at one of the steps, however rough it is.
+for every step h and at y again, one at y - h z. An honest network agrees at one of the steps on some of the rows, however
+rough it is; one that hides its gradient at a clock agrees on none there. What was found is remembered until the network
+changes.
 """
 
 from __future__ import annotations
@@ -16,11 +18,12 @@ from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sdegen import _checks
 from sdegen._shapes import like, signs, sum_event
 from sdegen.models.base import Model, Query
+from sdegen.models.model import ScoreModel
 from sdegen.solvers.divergence import PROBES_AT_ONCE
 
 FRACTIONS = (0.02, 0.5, 0.98)
@@ -37,8 +40,8 @@ _HALF = ((0.3, 0.1), 0.3)
 _CUT = (Tensor, _checks.Shared, int, float, str, type(None))
 """Conditions that are known to be rows, or known not to be."""
 
-_known: WeakKeyDictionary[object, dict[object, int]] = WeakKeyDictionary()
-"""For every network looked at before, how many products one backward pass may take."""
+_known: WeakKeyDictionary[object, dict[object, tuple[object, int]]] = WeakKeyDictionary()
+"""For every network looked at before: the state it was in, and how many products one backward pass may take."""
 
 
 def products_at_once(
@@ -65,15 +68,26 @@ def products_at_once(
             "The model's parameters were made inside torch.inference_mode, which keeps gradients from them for ever; a "
             "log-density needs one in x: build or load the model outside."
         )
-    network = getattr(model, "net", model)
-    key = (type(model), y.dtype, tuple(y.shape[1:]), y.device, probes > 1, frozenset(cond))
+    network = model.net if isinstance(model, ScoreModel) else model
+    kinds = tuple((name, type(value), getattr(value, "dtype", None)) for name, value in cond.items())
+    key = (model.predicts, model.path, y.dtype, tuple(y.shape[1:]), y.device, probes > 1, ends, kinds)
     try:
+        hash(key)
         remembered = _known.setdefault(network, {})
-    except TypeError:  # nothing can be remembered about what has no weak reference
+    except TypeError:  # nothing can be remembered about what has no hash or no weak reference
         remembered = {}
-    if key not in remembered:
-        remembered[key] = _looked_at(_Look.at(model, y, ends, cond), probes)
-    return remembered[key]
+    state = _state_of(network)
+    if key not in remembered or remembered[key][0] != state:
+        remembered[key] = state, _looked_at(_Look.at(model, y, ends, cond), probes)
+    return remembered[key][1]
+
+
+def _state_of(network: object) -> object:
+    """Which modules a network is made of, and which weights they hold: training or a new part changes it."""
+    if not isinstance(network, nn.Module):
+        return None
+    weights = (*network.parameters(), *network.buffers())
+    return [*map(id, network.modules())], [(w.data_ptr(), w._version, w.dtype) for w in weights]
 
 
 @dataclass
@@ -136,7 +150,7 @@ def _looked_at(look: _Look, probes: int) -> int:
     (product,) = torch.autograd.grad(value, leaf, z, retain_graph=True)
     at_once = _batched(value, leaf, z) if probes > 1 else 1
     value, product = value.detach(), sum_event(product * z)
-    dtype = look.model.working_dtype(y.dtype)
+    dtype = max(y.dtype, look.model.working_dtype(y.dtype), key=lambda d: torch.finfo(d).eps)  # the coarser of the two
     steps, tolerance = _STEPS.get(dtype, _HALF)
     steps = steps if look.repeatable else steps[:1]
     scale = max(1.0, float(y.square().mean().sqrt()))
@@ -153,9 +167,9 @@ def _looked_at(look: _Look, probes: int) -> int:
     rounding = torch.stack(
         [4 * torch.finfo(dtype).eps * (sum_event(value.abs()) / (scale * h) + product.abs()) for h in steps]
     )
-    gap = look.per_clock((product - difference).abs())
-    allowed = look.per_clock(tolerance * (product.abs() + difference.abs()) + rounding)
-    wrong = (~(gap <= allowed).any(0)).nonzero().flatten().tolist()
+    allowed = tolerance * (product.abs() + difference.abs()) + rounding
+    agree = look.per_clock(((product - difference).abs() <= allowed).any(0))  # rows, at one of the steps
+    wrong = (agree == 0).nonzero().flatten().tolist()
     if wrong:
         _refuse(look, product, difference, wrong[0])
     return at_once

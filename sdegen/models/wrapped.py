@@ -34,7 +34,6 @@ class _Forwarding(Model):
             raise TypeError(f"A wrapper takes a model, such as a ScoreModel, and it was given {model!r}.")
         self.model = model
         self.path = model.path
-        self.exact = model.exact
         self.learns_variance = model.learns_variance
 
     @property
@@ -91,7 +90,7 @@ class Wrapped(_Forwarding):
         """(c + d + e) y + ((1-u) d - u c) D'."""
         shown, (u, r, t, from_y, from_D, *inner), dtype = query.fitting(y)
         D = partial(self.model.estimate, query=Query(shown, tuple(inner), dtype))
-        return torch.addcmul(from_y * y, from_D, self.change(D, y, u, r, t, cond))
+        return torch.addcmul(from_y * y, from_D, _like_state(self.change(D, y, u, r, t, cond), y))
 
     def estimate_with_variance(self, y: Tensor, query: Query, cond: Mapping[str, object]) -> tuple[Tensor, Tensor]:
         """The same, with the inner model's own variance."""
@@ -103,7 +102,7 @@ class Wrapped(_Forwarding):
             positions.append(position)
             return value
 
-        answer = torch.addcmul(from_y * y, from_D, self.change(D, y, u, r, t, cond))
+        answer = torch.addcmul(from_y * y, from_D, _like_state(self.change(D, y, u, r, t, cond), y))
         return answer, positions[0][: len(y)]
 
     def on(self, path: GaussianPath) -> Model:
@@ -112,6 +111,14 @@ class Wrapped(_Forwarding):
         moved._modules = {**self._modules, "model": self.model.on(path)}
         moved.path, moved.learns_variance = path, False
         return moved
+
+
+def _like_state(answer: object, y: Tensor) -> Tensor:
+    """What `change` returned, after a ValueError unless it is shaped like the state."""
+    if not isinstance(answer, Tensor) or answer.shape != y.shape:
+        got = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
+        raise ValueError(f"change must return a tensor shaped like y, {tuple(y.shape)}, and it gave {got}.")
+    return answer
 
 
 class OnPath(_Forwarding):

@@ -184,6 +184,7 @@ class GaussianPath(ABC):
         Returns:
             f x, shaped like `x`.
         """
+        self.ends  # noqa: B018  # which looks at the slopes, once
         t = self.checked_times(as_time(t))
         return like((self._away * self.slopes(t).alpha / self.alpha(t)), x) * x
 
@@ -192,6 +193,7 @@ class GaussianPath(ABC):
 
         g^2 = (sigma^2)' - 2 f sigma^2
         """
+        self.ends  # noqa: B018  # which looks at the slopes, once
         t = self.checked_times(as_time(t))
         slopes = self.slopes(t)
         f = slopes.alpha / self.alpha(t)

@@ -17,14 +17,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
 from sdegen import _checks
-from sdegen._shapes import Generators
+from sdegen._shapes import Generators, like
 from sdegen.models.base import Model, Query
 from sdegen.solvers.divergence import drift_and_divergence
 from sdegen.solvers.grids import Grid, knots
@@ -81,6 +81,7 @@ class Problem:
 
     def knots(self, grid: Grid | Tensor, steps: int) -> tuple[Tensor, Tensor]:
         """(u, t) at the steps + 1 knots of `grid` from u_from to u_to, float64 on the CPU; the ends are met exactly."""
+        _checks.whole("steps", steps)
         return knots(grid, self.model.path, self.u_from, self.u_to, steps)
 
     def bar(self, total: int | None) -> AbstractContextManager[Callable[[], object]]:
@@ -150,6 +151,9 @@ class Solver(ABC):
 
                 return sdegen.march(problem, u, t, step)
 
+    A solver with tensors among its fields takes `@dataclass(frozen=True, eq=False)`: it is then compared and hashed
+    with them, as the library's own are.
+
     Attributes:
         solves_ode: whether it integrates dy/du = eps_hat - x_hat, without noise and both ways, so that `encode`,
             `decode` and `log_prob` may use it.
@@ -176,8 +180,8 @@ class Solver(ABC):
 
 
 def _values(solver: Solver) -> list[object]:
-    """The fields of a solver that is a dataclass."""
-    return [getattr(solver, f.name) for f in fields(solver)]  # type: ignore[arg-type]  # subclasses are dataclasses
+    """The fields of a solver that is a dataclass, else all that it holds."""
+    return [getattr(solver, f.name) for f in fields(solver)] if is_dataclass(solver) else [*vars(solver).values()]
 
 
 class Ask(Protocol):
@@ -244,10 +248,9 @@ def march(problem: Problem, u: Tensor, t: Tensor, step: Step) -> Result:
     states = [problem.event(y)]
     with problem.bar(steps) as bar:
         for k in range(steps):
-            moved = step(k, y, ask)
-            y, std = moved if isinstance(moved, tuple) else (moved, None)
+            y, std = _checked_step(step(k, y, ask), y, problem, k)
             if std is not None:
-                y = torch.addcmul(y, torch.as_tensor(std, dtype=y.dtype), normals(k))
+                y = torch.addcmul(y, std, normals(k))
             if (k + 1) % CHECK_EVERY == 0 or k == steps - 1:
                 _checks.finite_state(y, clocks[k + 1])
             if problem.trajectory:
@@ -255,6 +258,22 @@ def march(problem: Problem, u: Tensor, t: Tensor, step: Step) -> Result:
             bar()
     kept = states if problem.trajectory else []
     return Result(problem.event(y), clocks, kept, times, problem.density(y), calls=ask.calls, accepted=steps)
+
+
+def _checked_step(moved: object, y: Tensor, problem: Problem, k: int) -> tuple[Tensor, Tensor | None]:
+    """(state, deviation or None) from what a step returned: shapes alone are looked at."""
+    state, std = moved if isinstance(moved, tuple) and len(moved) == 2 else (moved, None)
+    if not isinstance(state, Tensor) or state.shape != y.shape:
+        got = tuple(state.shape) if isinstance(state, Tensor) else type(state).__name__
+        raise ValueError(f"step({k}, y, ask) must return a state {tuple(y.shape)} or (mean, std), and it gave {got}.")
+    if std is None:
+        return state, None
+    if problem.probes is not None:
+        raise ValueError(f"step({k}, y, ask) adds noise, and a log-density is that of the ODE, which has none.")
+    std = like(torch.as_tensor(std, dtype=y.dtype), y)
+    if std.shape not in ((), (len(y),) + (1,) * (y.ndim - 1), y.shape):
+        raise ValueError(f"std of step {k} must be a number, one per sample, or shaped like y, not {tuple(std.shape)}.")
+    return state, std
 
 
 def plan_stages(

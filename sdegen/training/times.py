@@ -34,7 +34,7 @@ class UniformTimes:
     ) -> tuple[Tensor, Tensor]:
         """Draw `n` times; all weights are 1."""
         fraction = uniform(n, generator, dtype, device)
-        return path.at(fraction), torch.ones_like(fraction)
+        return _off_data(path, path.at(fraction)), torch.ones_like(fraction)
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class LowDiscrepancyTimes:
     ) -> tuple[Tensor, Tensor]:
         """Draw `n` times; all weights are 1."""
         fraction = _spread(n, generator, dtype, device)
-        return path.at(fraction), torch.ones_like(fraction)
+        return _off_data(path, path.at(fraction)), torch.ones_like(fraction)
 
 
 @dataclass(frozen=True)
@@ -87,11 +87,12 @@ class ClockTimes:
         fraction = uniform(n, generator, dtype, device)
         low, high = path.ends
         t = _time_at(path, low + (high - low) * fraction.double())
+        shown = _off_data(path, t.to(fraction))
         if not self.importance:
-            return t.to(fraction), torch.ones_like(fraction)
+            return shown, torch.ones_like(fraction)
         alpha, sigma, slopes = path.alpha(t), path.sigma(t), path.slopes(t)
         rate = (slopes.sigma * alpha - slopes.alpha * sigma).abs() / (alpha + sigma) ** 2
-        return t.to(fraction), ((high - low) / (abs(path.t_noise - path.t_data) * rate)).to(fraction)
+        return shown, ((high - low) / (abs(path.t_noise - path.t_data) * rate)).to(fraction)
 
 
 @dataclass(frozen=True)
@@ -165,13 +166,24 @@ class LikelihoodTimes:
             )
         high, low = (2 * torch.log((1 - ends) / ends)).tolist()
         fraction = _spread(n, generator, dtype, device)
-        t = _time_at(path, torch.sigmoid(-0.5 * (high + (low - high) * fraction)))
+        t = _off_data(path, _time_at(path, torch.sigmoid(-0.5 * (high + (low - high) * fraction))))
         rate = (path.diffusion(t) / path.sigma(t)) ** 2  # |d lambda / dt|, the density of t up to its integral
         return t, (high - low) / (rate * abs(path.t_noise - path.t_data))
 
 
 SAMPLERS = (UniformTimes, LowDiscrepancyTimes, ClockTimes, ChainTimes, LikelihoodTimes)
 """The samplers of this file: what they draw is on the path and of the right shape, and a loss does not look again."""
+
+
+def _off_data(path: GaussianPath, t: Tensor) -> Tensor:
+    """`t`, one float off the data end where rounding put it there: targets and weights may be infinite at it.
+
+    Only a time that is not 0 can be rounded to.
+    """
+    if path.t_data == 0:
+        return t
+    end = torch.full_like(t, path.t_data)
+    return torch.where(t == end, torch.nextafter(end, torch.full_like(t, path.t_noise)), t)
 
 
 def _time_at(path: GaussianPath, u: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import nn
@@ -111,3 +113,72 @@ def test_what_is_known_of_a_network_is_known_for_one_shape_of_event():
     sdegen.log_prob(model, torch.randn(4, 2), RK4)
     with pytest.raises(ValueError, match="blocks gradients"):
         sdegen.log_prob(model, torch.randn(4, 3), RK4)
+
+
+class Blind(nn.Module):
+    """Hides its gradient, and begins as the zero function, where nothing can be seen of that."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 16).double(), nn.Linear(16, 3).double()
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)
+
+    def forward(self, x, t, c=None):
+        shift = 0 if c is None else 3 * torch.sin(2 * x.detach()) * c
+        return self.last(torch.tanh(self.first(x.detach()))) + shift
+
+
+def test_a_network_that_has_changed_is_looked_at_again():
+    x = torch.randn(9, 3)
+    trained, replaced = (sdegen.ScoreModel(Blind(), sdegen.CondOT(), "v") for _ in range(2))
+    for model in (trained, replaced):
+        sdegen.log_prob(model, x, RK4)
+    with torch.no_grad():
+        trained.net.last.weight.add_(torch.randn(3, 16))
+    replaced.net.last = nn.Linear(16, 3).double()
+    for model in (trained, replaced):
+        with pytest.raises(ValueError, match="blocks gradients"):
+            sdegen.log_prob(model, x, RK4)
+
+
+def test_another_condition_and_another_part_are_looked_at():
+    x, model = torch.randn(9, 3), sdegen.ScoreModel(Blind(), sdegen.CondOT(), "v")
+    sdegen.log_prob(model, x, RK4, cond={"c": None})
+    with pytest.raises(ValueError, match="blocks gradients"):
+        sdegen.log_prob(model, x, RK4, cond={"c": torch.ones(9, 1)})
+    late = sdegen.ScoreModel(Hides("detach", 0.0, 0.5), sdegen.CondOT(), "v")
+    sdegen.log_prob(late, x, RK4, u=(0.05, 0.2))
+    with pytest.raises(ValueError, match="blocks gradients"):
+        sdegen.log_prob(late, x, RK4)
+
+
+@pytest.mark.parametrize("size", [0.1, 1.0])
+def test_a_double_network_on_single_precision_data_is_honest(size):
+    for seed, activation in enumerate([nn.SiLU, nn.GELU, nn.Tanh, nn.ReLU, nn.SELU, nn.LeakyReLU]):
+        torch.manual_seed(seed)
+        net = nn.Sequential(nn.Linear(2, 64), activation(), nn.Linear(64, 64), activation(), nn.Linear(64, 2)).double()
+        inside = sdegen.ScoreModel(_Bound(net, size), sdegen.CondOT(), "v")
+        sdegen.log_prob(inside, torch.randn(5, 2, dtype=torch.float32), sdegen.ODESolver("euler", steps=1))
+
+
+class _Bound(nn.Module):
+    def __init__(self, net, size):
+        super().__init__()
+        self.net, self.size = net, size
+
+    def forward(self, x, t):
+        return self.size * self.net(x)
+
+
+@pytest.mark.parametrize(("activation", "width", "d"), [(nn.SELU, 256, 1), (nn.LeakyReLU, 256, 2), (nn.ReLU, 512, 16)])
+def test_kinks_are_no_lies(activation, width, d):
+    """Wide networks of Kaiming's scale, where some row always meets a kink."""
+    for seed in range(25):
+        torch.manual_seed(seed)
+        sizes = [d, width, width, width, d]
+        layers = [part for a, b in pairwise(sizes) for part in (nn.Linear(a, b), activation())]
+        for layer in layers[::2]:
+            nn.init.kaiming_normal_(layer.weight)
+        model = sdegen.ScoreModel(_Bound(nn.Sequential(*layers[:-1]).double(), 1.0), sdegen.CondOT(), "v")
+        sdegen.log_prob(model, torch.randn(8, d), sdegen.ODESolver("euler", steps=1), trace=sdegen.Hutchinson(1))

@@ -152,3 +152,19 @@ def test_training_mode_device_and_parameters_are_the_inner_models():
     assert guided.path == sdegen.VPSDE()
     with pytest.raises(TypeError, match="'model'"):
         Unchanged("model")
+
+
+def test_a_changed_answer_is_no_expectation_and_must_fit():
+    """Round an exact model the score at clean data is refused, not read off 0/0; and change returns a slope."""
+    target = sdegen.Gaussian(torch.zeros(2), 1.0).model(sdegen.VPSDE())
+    x = torch.ones(1, 2)
+    torch.testing.assert_close(target.score(x, 0.0), -x)
+    with pytest.raises(ValueError, match="infinite at t = 0"):
+        Unchanged(target).score(x, 0.0)
+
+    class Odd(sdegen.Wrapped):
+        def change(self, D, y, u, r, t, cond):
+            return D(y, cond=cond)[:, :1]
+
+    with pytest.raises(ValueError, match=r"like y, \(1, 2\), and it gave \(1, 1\)"):
+        sdegen.sample(Odd(target), (1, 2), sdegen.SDESolver(steps=2))

@@ -165,3 +165,66 @@ def test_what_is_no_solver_or_cannot_do_it_is_refused():
         sdegen.solve(model, x, EulerMaruyama(4), noise=torch.zeros(3, 2, 2))
     with pytest.raises(TypeError, match="abstract"):
         sdegen.Solver()
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        (lambda y: None, "NoneType"),
+        (lambda y: y.flatten(1), r"\(3, 9\)"),
+        (lambda y: [y, 0.1], "list"),
+        (lambda y: (y, torch.ones(2, *y.shape)), r"std of step 0 .*\(2, 3, 1, 3, 3\)"),
+        (lambda y: (y, torch.ones(9)), r"std of step 0"),
+    ],
+)
+def test_what_a_step_returns_is_looked_at(answer, says):
+    @dataclass(frozen=True)
+    class Odd(sdegen.Solver):
+        def run(self, problem):
+            u, t = problem.knots(sdegen.PowerGrid(2), 2)
+            return sdegen.march(problem, u, t, lambda k, y, ask: answer(y))
+
+    with pytest.raises(ValueError, match=says):
+        sdegen.solve(sdegen.ScoreModel(lambda x, t: x, sdegen.VPSDE()), torch.zeros(3, 1, 3, 3), Odd())
+
+
+def test_a_deviation_may_be_one_per_sample():
+    """std (B,) on images: row b of the noise is multiplied by std[b]."""
+
+    @dataclass(frozen=True)
+    class Noisy(sdegen.Solver):
+        def run(self, problem):
+            u, t = problem.knots(sdegen.PowerGrid(2), 1)
+            return sdegen.march(problem, u, t, lambda k, y, ask: (y, torch.tensor([1.0, 2.0, 3.0])))
+
+    z = torch.randn(1, 3, 1, 3, 3)
+    y = sdegen.solve(sdegen.ScoreModel(lambda x, t: x, sdegen.VPSDE()), torch.zeros(3, 1, 3, 3), Noisy(), noise=z).y
+    torch.testing.assert_close(y, torch.tensor([1.0, 2.0, 3.0]).reshape(3, 1, 1, 1) * z[0])
+
+
+def test_a_run_that_returns_no_result_and_a_density_with_noise_are_refused():
+    model, x = ring().model(sdegen.VPSDE()), torch.zeros(3, 2)
+
+    class Wrong(sdegen.Solver):
+        solves_ode = True
+
+        def run(self, problem):
+            return problem.y
+
+    class Noise(sdegen.Solver):
+        solves_ode = True
+
+        def run(self, problem):
+            u, t = problem.knots(sdegen.PowerGrid(2), 2)
+            return sdegen.march(problem, u, t, lambda k, y, ask: (y, 0.1))
+
+    for verb in (sdegen.solve, sdegen.log_prob):
+        with pytest.raises(TypeError, match="must return a Result"):
+            verb(model, x, Wrong())
+    with pytest.raises(ValueError, match="adds noise"):
+        sdegen.log_prob(model, x, Noise())
+    assert Wrong() == Wrong()
+    assert hash(Wrong()) == hash(Wrong())
+    for steps in (0, -1):
+        with pytest.raises(ValueError, match=f"steps must be at least 1, and it is {steps}"):
+            sdegen.solve(model, x, Ralston(steps))

@@ -117,9 +117,9 @@ def _errors(model: Model, data: Data, clocks: Sequence[Tensor], progress: bool) 
     plan = model.plan(data.y, every, None, -torch.ones_like(every), torch.ones_like(every))
     plan = replace(plan, dtype=model.working_dtype(data.dtype))
     with bar(len(clocks), progress) as step_done:
-        for k, u in enumerate(clocks):
+        for i, u in enumerate(clocks):
             state, D = data.noised(u)
-            query = plan.rows(slice(k * size, (k + 1) * size), state)
+            query = plan.rows(slice(i * size, (i + 1) * size), state)
             yield u, model.estimate(state, query, data.cond) - D
             step_done()
 

@@ -133,3 +133,13 @@ def test_lists_are_handed_over_whole_and_refused_where_rows_are_cut(verb):
     with pytest.raises(TypeError, match=r"cond\['words'\] is a list.*Shared"):
         VERBS[verb](network(verb, net), x, noise, cond={"words": words}, batch_size=3)
     assert not seen
+
+
+def test_parts_as_large_as_the_batch_are_the_batch():
+    """Nothing is cut, so that a list passes."""
+    model = sdegen.ScoreModel(lambda x, t, names: torch.tanh(x) * len(names), sdegen.DDPM.linear(4, 0.1, 0.4))
+    x, noise = torch.randn(3, 2), torch.randn(3, 2)
+    whole, *parts = (
+        sdegen.vlb(model, x, cond={"names": ["a", "b"]}, noise=noise, batch_size=size).total for size in (None, 3, 100)
+    )
+    assert all(torch.equal(part, whole) for part in parts)

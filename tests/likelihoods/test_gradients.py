@@ -103,3 +103,11 @@ def test_everything_may_come_from_inference_mode_but_the_network():
         x, c = torch.randn(6, 3), torch.randn(6, 3)
         inside = sdegen.log_prob(model, x, RK4, cond={"c": c})
     torch.testing.assert_close(inside.clone(), sdegen.log_prob(model, x.clone(), RK4, cond={"c": c.clone()}))
+
+
+def test_what_is_known_of_a_network_is_known_for_one_shape_of_event():
+    """Honest in the plane, and blind in space."""
+    model = sdegen.ScoreModel(lambda x, t: torch.tanh(x if x.shape[1] == 2 else x.detach()), sdegen.VPSDE(), "v")
+    sdegen.log_prob(model, torch.randn(4, 2), RK4)
+    with pytest.raises(ValueError, match="blocks gradients"):
+        sdegen.log_prob(model, torch.randn(4, 3), RK4)

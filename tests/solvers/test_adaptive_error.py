@@ -67,3 +67,12 @@ def test_the_reported_error_is_the_sum_over_the_accepted_steps():
         slopes = other  # torchdiffeq takes the last slope of a step along into the next
     assert solution.accepted > 10
     torch.testing.assert_close(solution.error, total, rtol=1e-8, atol=0)
+
+
+@pytest.mark.parametrize(("method", "calls"), {"dopri5": 6, "dopri8": 13, "bosh3": 3, "adaptive_heun": 1}.items())
+def test_steps_in_vain_are_counted_beside_the_others(method, calls):
+    """A jolt halfway throws steps back; two calls more choose the first step."""
+    model = sdegen.vector_field(lambda x, t: torch.tanh(200 * (t - 0.5))[:, None].expand_as(x))
+    solution = sdegen.solve(model, torch.randn(4, 2), sdegen.ODESolver(method, rtol=1e-5))
+    assert solution.rejected > 0
+    assert solution.calls == 2 + calls * (solution.accepted + solution.rejected)

@@ -76,3 +76,11 @@ def test_a_chain_that_stops_on_the_way_adds_its_last_noise(path):
     silent = noise.clone()
     silent[-1] = 0
     assert not torch.allclose(sdegen.solve(target.model(path), x, solvers[0], u=u, noise=silent).x, one)
+
+
+def test_noise_needs_a_score():
+    model = sdegen.ScoreModel(Counting(), sdegen.Interpolant(sdegen.CondOT()), "velocity")
+    x = torch.randn(2, 3)
+    with pytest.raises(ValueError, match="DDIM with eta > 0 needs the score, and this model was trained on pairs"):
+        sdegen.solve(model, x, sdegen.DDIM(3, eta=0.5))
+    sdegen.solve(model, x, sdegen.DDIM(3))

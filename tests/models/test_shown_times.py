@@ -1,0 +1,34 @@
+"""What `time=` makes of the times: a network in single precision is never shown doubles, one in double is."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import sdegen
+
+
+class Noting(nn.Module):
+    """Notes the dtype of what it is shown."""
+
+    def __init__(self, dtype):
+        super().__init__()
+        self.layer, self.seen = nn.Linear(2, 2, dtype=dtype), []
+
+    def forward(self, x, t):
+        self.seen.append((x.dtype, t.dtype))
+        return self.layer(x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_translated_time_is_no_wider_than_the_network(dtype):
+    net = Noting(dtype)
+    model = sdegen.ScoreModel(net, sdegen.VPSDE(), "v", time=lambda t: 1000 * t.double())
+    x = torch.randn(3, 2, dtype=dtype)
+    model(x, 0.5)
+    model.score(x, 0.5)
+    sdegen.loss(model, x)
+    sdegen.solve(model, x, sdegen.DDIM(2))
+    assert len(net.seen) == 5
+    assert set(net.seen) == {(dtype, dtype)}

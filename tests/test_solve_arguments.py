@@ -1,0 +1,60 @@
+"""What a solve does with its arguments: refusals before the first network call, and times as the grid has them."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+import sdegen
+
+
+def never(x, t):
+    raise AssertionError("The network must not be called.")
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: sdegen.SDESolver("euler", 3, eta=True),
+        lambda: sdegen.ODESolver("dopri5", rtol=True),
+        lambda: sdegen.PowerGrid(True),
+    ],
+)
+def test_a_truth_value_is_no_number(make):
+    with pytest.raises(TypeError, match="must be a real number, and True is bool"):
+        make()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_noise_that_is_not_finite_is_refused(value):
+    model, noise = sdegen.ScoreModel(never, sdegen.VPSDE()), torch.randn(3, 4, 2)
+    noise[1, 2, 0] = value
+    for solver in (sdegen.SDESolver("euler", 3), sdegen.Ancestral(3), sdegen.DDIM(3, eta=0.5)):
+        with pytest.raises(ValueError, match="noise holds NaN or infinite values in 1 of its 3"):
+            sdegen.solve(model, torch.randn(4, 2), solver, noise=noise)
+
+
+@pytest.mark.parametrize("to", ["data", "noise"])
+def test_the_times_of_a_solve_are_those_of_its_grid(to):
+    """To the last digit, and not the inverse of their clocks."""
+    path = sdegen.VPSDE()
+    model = sdegen.ScoreModel(lambda x, t: x, path, "v")
+    solver = sdegen.ODESolver("euler", steps=7, grid=sdegen.PowerGrid(1, "t"))
+    t = torch.arange(7, -1, -1, dtype=torch.float64) / 7
+    assert torch.equal(sdegen.solve(model, torch.randn(4, 2), solver, to=to).t, t if to == "data" else t.flip(0))
+
+
+@pytest.mark.parametrize("solver", [sdegen.Ancestral(5), sdegen.ODESolver("rk4", steps=5), sdegen.ODESolver("dopri5")])
+def test_ends_beyond_the_path_by_rounding_are_its_ends(solver):
+    path = sdegen.VPSDE()
+    model, x = sdegen.ScoreModel(lambda x, t: torch.tanh(x), path, "v"), torch.randn(4, 2)
+    low, high = path.ends
+
+    def solved(u):
+        return sdegen.solve(model, x, solver, u=u, generator=torch.Generator().manual_seed(0))
+
+    rounded, exact = solved((high + 5e-13, low - 5e-13)), solved(None)
+    assert rounded.u.tolist() == exact.u.tolist()
+    assert torch.equal(rounded.x, exact.x)

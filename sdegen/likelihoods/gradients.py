@@ -6,9 +6,9 @@ torch) gives a number that is silently wrong. So z . J z by autograd is held aga
     z . [ f(y + h z) - f(y - h z) ] / (2h)
 
 at states typical of clocks all along the path, in three network calls on a few rows: one with gradients, one at y + h z
-for every step h and at y again, one at y - h z. An honest network agrees at one of the steps on some of the rows, however
-rough it is; one that hides its gradient at a clock agrees on none there. What was found is remembered until the network
-changes.
+for every step h and at y again, one at y - h z. An honest network agrees at one of the steps on some of the rows,
+however rough it is; one that hides its gradient at a clock agrees on none there. What was found is remembered until
+the network changes.
 """
 
 from __future__ import annotations

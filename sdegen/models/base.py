@@ -275,11 +275,11 @@ class Model(nn.Module, ABC):
         return self._predict("v", x_t, t, cond)
 
     def _predict(self, name: str, x_t: Tensor, t: float | Tensor, cond: Cond) -> Tensor:
-        _checks.batch("x_t", x_t, finite=False)
         if name == "score":
             self.needs_score("This query")
         if name == self.predicts:
             return cast(Tensor, self(x_t, t, cond))
+        _checks.batch("x_t", x_t, finite=False)
         x = x_t.to(torch.promote_types(x_t.dtype, torch.float32))
         t = self.path.checked_times(batch_of_times(t, x))
         alpha, sigma = self.path.alpha(t), self.path.sigma(t)

@@ -58,3 +58,15 @@ def test_ends_beyond_the_path_by_rounding_are_its_ends(solver):
     rounded, exact = solved((high + 5e-13, low - 5e-13)), solved(None)
     assert rounded.u.tolist() == exact.u.tolist()
     assert torch.equal(rounded.x, exact.x)
+
+
+def test_a_grid_in_single_precision_meets_the_ends_and_y_is_x_over_r():
+    path = sdegen.VESDE()
+    (low, high), model = path.ends, sdegen.ScoreModel(lambda x, t: torch.tanh(x), path, "v")
+    grid = torch.linspace(high, low, 6, dtype=torch.float64).float()
+    for to in ("data", "noise"):
+        solution = sdegen.solve(model, torch.randn(4, 2), sdegen.ODESolver("rk4", grid=grid), to=to)
+        first, last = (high, low) if to == "data" else (low, high)
+        assert solution.u[[0, -1]].tolist() == [first, last]
+        torch.testing.assert_close(solution.x, path.scale(last) * solution.y, rtol=1e-14, atol=0)
+        assert float(path.scale(last) - 1) > 0.009

@@ -32,3 +32,18 @@ def test_a_translated_time_is_no_wider_than_the_network(dtype):
     sdegen.solve(model, x, sdegen.DDIM(2))
     assert len(net.seen) == 5
     assert set(net.seen) == {(dtype, dtype)}
+
+
+def test_whole_numbers_among_the_parameters_are_not_its_precision():
+    class Table(Noting):
+        def __init__(self):
+            super().__init__(torch.float32)
+            self.layer, layer = None, self.layer
+            self.table = nn.Parameter(torch.arange(3), requires_grad=False)
+            self.layer = layer
+
+    net = Table()
+    assert next(net.parameters()).dtype == torch.int64
+    sdegen.ScoreModel(net, sdegen.VPSDE())(torch.randn(3, 2, dtype=torch.float32), 0.5)
+    assert net.seen == [(torch.float32, torch.float32)]
+    assert sdegen.sample(sdegen.ScoreModel(net, sdegen.VPSDE()), (3, 2), sdegen.DDIM(2)).dtype == torch.float32

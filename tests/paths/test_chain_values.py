@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
 
 import numpy as np
@@ -99,3 +100,11 @@ def test_a_deep_copy_of_knots_shares_nothing():
     other = copy.deepcopy(grid)
     other.zero_()
     assert float(grid[0]) > 0
+
+
+def test_the_knots_of_a_long_chain_are_rounded_once():
+    betas = torch.linspace(1e-5, 5e-3, 4000, dtype=torch.float64)
+    gains = (-torch.log1p(-betas)).tolist()
+    B = sdegen.DDPM(betas).integrated_beta(torch.arange(4001, dtype=torch.float64) / 4000)
+    exact = torch.tensor([math.fsum(gains[:k]) for k in range(0, 4001, 50)], dtype=torch.float64)
+    torch.testing.assert_close(B[::50], exact, rtol=2.3e-16, atol=0)

@@ -1,4 +1,4 @@
-"""What a solve does with its arguments: refusals before the first network call, and times as the grid has them."""
+"""What a solve does with its arguments and its ends: refusals, times as the grid has them, and a last look."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from problems import PATHS
 
 import sdegen
 
@@ -70,3 +71,29 @@ def test_a_grid_in_single_precision_meets_the_ends_and_y_is_x_over_r():
         assert solution.u[[0, -1]].tolist() == [first, last]
         torch.testing.assert_close(solution.x, path.scale(last) * solution.y, rtol=1e-14, atol=0)
         assert float(path.scale(last) - 1) > 0.009
+
+
+@pytest.mark.parametrize("path", PATHS.values(), ids=PATHS.keys())
+def test_a_solve_runs_from_end_to_end_of_the_time(path):
+    """To the last digit, whatever the inverse of the clock says there."""
+    model = sdegen.ScoreModel(lambda x, t: torch.tanh(x), path, "v")
+    solution = sdegen.solve(model, torch.randn(2, 2), sdegen.ODESolver("midpoint", steps=3))
+    assert solution.t[[0, -1]].tolist() == [path.t_noise, path.t_data]
+    assert solution.u[[0, -1]].tolist() == [path.ends[1], path.ends[0]]
+
+
+@pytest.mark.parametrize(
+    "solver",
+    [sdegen.SDESolver("euler", 5), sdegen.ODESolver("euler", steps=5), sdegen.Ancestral(5), sdegen.DDIM(5)],
+    ids=repr,
+)
+def test_the_end_is_looked_at_however_few_the_steps(solver):
+    asked = []
+
+    def lost_at_last(x, t):
+        asked.append(t)
+        return torch.tanh(x) * (math.nan if len(asked) == 5 else 1)
+
+    with pytest.raises(sdegen.NonFiniteError, match="in 4 of 4 samples at the clock u = 0"):
+        sdegen.solve(sdegen.ScoreModel(lost_at_last, sdegen.VPSDE(), "v"), torch.randn(4, 2), solver)
+    assert len(asked) == 5

@@ -111,3 +111,14 @@ def test_what_is_known_of_a_network_is_known_for_one_shape_of_event():
     sdegen.log_prob(model, torch.randn(4, 2), RK4)
     with pytest.raises(ValueError, match="blocks gradients"):
         sdegen.log_prob(model, torch.randn(4, 3), RK4)
+
+
+def test_what_is_known_of_a_network_is_known_for_one_set_of_conditions():
+    """Honest by itself, and blind where it is given a label."""
+    model = sdegen.ScoreModel(
+        lambda x, t, label=None: torch.tanh(x if label is None else x.detach()), sdegen.VPSDE(), "v"
+    )
+    x = torch.randn(4, 2)
+    sdegen.log_prob(model, x, RK4)
+    with pytest.raises(ValueError, match="blocks gradients"):
+        sdegen.log_prob(model, x, RK4, cond={"label": torch.zeros(4)})

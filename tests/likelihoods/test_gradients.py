@@ -182,3 +182,14 @@ def test_kinks_are_no_lies(activation, width, d):
             nn.init.kaiming_normal_(layer.weight)
         model = sdegen.ScoreModel(_Bound(nn.Sequential(*layers[:-1]).double(), 1.0), sdegen.CondOT(), "v")
         sdegen.log_prob(model, torch.randn(8, d), sdegen.ODESolver("euler", steps=1), trace=sdegen.Hutchinson(1))
+
+
+def test_what_is_known_of_a_network_is_known_for_one_set_of_conditions():
+    """Honest by itself, and blind where it is given a label."""
+    model = sdegen.ScoreModel(
+        lambda x, t, label=None: torch.tanh(x if label is None else x.detach()), sdegen.VPSDE(), "v"
+    )
+    x = torch.randn(4, 2)
+    sdegen.log_prob(model, x, RK4)
+    with pytest.raises(ValueError, match="blocks gradients"):
+        sdegen.log_prob(model, x, RK4, cond={"label": torch.zeros(4)})

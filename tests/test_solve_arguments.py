@@ -94,7 +94,7 @@ def test_the_end_is_looked_at_however_few_the_steps(solver):
         asked.append(t)
         return torch.tanh(x) * (math.nan if len(asked) == 5 else 1)
 
-    with pytest.raises(sdegen.NonFiniteError, match="in 4 of 4 samples at the clock u = 0"):
+    with pytest.raises(sdegen.NonFiniteError, match="in 4 of 4 samples at the clock u = 0 or"):
         sdegen.solve(sdegen.ScoreModel(lost_at_last, sdegen.VPSDE(), "v"), torch.randn(4, 2), solver)
     assert len(asked) == 5
 

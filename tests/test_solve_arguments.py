@@ -94,6 +94,14 @@ def test_the_end_is_looked_at_however_few_the_steps(solver):
         asked.append(t)
         return torch.tanh(x) * (math.nan if len(asked) == 5 else 1)
 
-    with pytest.raises(sdegen.NonFiniteError, match="in 4 of 4 samples at the clock u = 0"):
+    with pytest.raises(sdegen.NonFiniteError, match="in 4 of 4 samples at the clock u = 0 or"):
         sdegen.solve(sdegen.ScoreModel(lost_at_last, sdegen.VPSDE(), "v"), torch.randn(4, 2), solver)
     assert len(asked) == 5
+
+
+@pytest.mark.parametrize("to", ["data", "noise"])
+def test_a_solve_from_a_clock_to_itself_is_refused(to):
+    with pytest.raises(ValueError, match=rf"A solve to the {to} needs u with from . to, and it is \(0.5, 0.5\)"):
+        sdegen.solve(
+            sdegen.ScoreModel(never, sdegen.VPSDE()), torch.randn(4, 2), sdegen.ODESolver(), to=to, u=(0.5, 0.5)
+        )

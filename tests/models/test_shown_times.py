@@ -47,3 +47,23 @@ def test_whole_numbers_among_the_parameters_are_not_its_precision():
     sdegen.ScoreModel(net, sdegen.VPSDE())(torch.randn(3, 2, dtype=torch.float32), 0.5)
     assert net.seen == [(torch.float32, torch.float32)]
     assert sdegen.sample(sdegen.ScoreModel(net, sdegen.VPSDE()), (3, 2), sdegen.DDIM(2)).dtype == torch.float32
+
+
+def test_a_translation_may_write_into_its_times():
+    def thousandfold(t):
+        return t.mul_(1000)
+
+    def net(x, t):
+        return x * torch.cos(t)[:, None]
+
+    own, plain = (sdegen.ScoreModel(net, sdegen.VPSDE(), "v", time=f) for f in (thousandfold, lambda t: 1000 * t))
+    x, t = torch.randn(3, 2), torch.tensor([0.2, 0.5, 0.9])
+    for ask in (
+        lambda model: model(x, t),
+        lambda model: model.eps(x, t),
+        lambda model: sdegen.loss(model, x, t=t, noise=x, weighting=sdegen.MinSNR()),
+        lambda model: sdegen.solve(model, x, sdegen.ODESolver("rk4", steps=3)).x,
+        lambda model: sdegen.solve(model, x, sdegen.ODESolver("dopri5", rtol=1e-3)).x,
+    ):
+        assert torch.equal(ask(own), ask(plain))
+    assert t.tolist() == [0.2, 0.5, 0.9]

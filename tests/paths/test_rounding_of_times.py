@@ -24,3 +24,9 @@ def test_slopes_by_autograd_are_taken_in_double_precision(path):
     for single, double in zip(path.slopes(t), path.slopes(t.double()), strict=True):
         assert single.dtype == torch.float32
         assert torch.equal(single, double.float())
+
+
+@pytest.mark.parametrize("path", [OwnVP(), OwnFlow()], ids=repr)
+def test_the_clock_is_inverted_in_double_precision(path):
+    u = torch.linspace(0.01, 0.98, 30, dtype=torch.float32)
+    assert torch.equal(path.time(u), path.time(u.double()).float())

@@ -70,9 +70,9 @@ class Query(NamedTuple):
 
     def fitting(self, y: Tensor) -> Query:
         """The same question for `y`, which may hold the batch several times over, one copy after another."""
-        copies = len(y) // max(len(self.t), 1)
-        if copies == 1 or len(self.t) == 0:
+        if len(self.t) == len(y):
             return self
+        copies = len(y) // len(self.t)
         numbers = (n if n.ndim == 0 else torch.cat([n] * copies) for n in self.numbers)
         return Query(self.t.repeat(copies), tuple(numbers), self.dtype)
 

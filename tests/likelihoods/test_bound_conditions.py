@@ -143,3 +143,13 @@ def test_parts_as_large_as_the_batch_are_the_batch():
         sdegen.vlb(model, x, cond={"names": ["a", "b"]}, noise=noise, batch_size=size).total for size in (None, 3, 100)
     )
     assert all(torch.equal(part, whole) for part in parts)
+
+
+def test_a_table_of_another_length_is_never_cut():
+    """Longer or shorter than the batch, it can hold no rows of it."""
+    for entries in (2, 3, 7):
+        model = sdegen.ScoreModel(lambda x, t, table: torch.tanh(x + table.sum() + len(table)), CHAIN)
+        x, noise = batch()
+        cond = {"table": torch.arange(float(entries))}
+        whole, parts = (sdegen.vlb(model, x, cond=cond, noise=noise, batch_size=size).total for size in (None, 2))
+        torch.testing.assert_close(parts, whole, rtol=1e-12, atol=0)

@@ -73,6 +73,11 @@ def test_the_reported_error_is_the_sum_over_the_accepted_steps():
 def test_steps_in_vain_are_counted_beside_the_others(method, calls):
     """A jolt halfway throws steps back; two calls more choose the first step."""
     model = sdegen.vector_field(lambda x, t: torch.tanh(200 * (t - 0.5))[:, None].expand_as(x))
-    solution = sdegen.solve(model, torch.randn(4, 2), sdegen.ODESolver(method, rtol=1e-5))
+    x = torch.randn(4, 2)
+    solution = sdegen.solve(model, x, sdegen.ODESolver(method, rtol=1e-5))
     assert solution.rejected > 0
-    assert solution.calls == 2 + calls * (solution.accepted + solution.rejected)
+    tried = solution.accepted + solution.rejected
+    assert solution.calls == 2 + calls * tried
+    sdegen.solve(model, x, sdegen.ODESolver(method, rtol=1e-5, max_steps=tried))
+    with pytest.raises(ValueError, match=rf"tried max_steps = {tried - 1} steps"):
+        sdegen.solve(model, x, sdegen.ODESolver(method, rtol=1e-5, max_steps=tried - 1))

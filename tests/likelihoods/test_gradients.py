@@ -193,3 +193,18 @@ def test_what_is_known_of_a_network_is_known_for_one_set_of_conditions():
     sdegen.log_prob(model, x, RK4)
     with pytest.raises(ValueError, match="blocks gradients"):
         sdegen.log_prob(model, x, RK4, cond={"label": torch.zeros(4)})
+
+
+@pytest.mark.parametrize(("dtype", "scale"), [(torch.float32, 1e5), (torch.float64, 1e14)])
+def test_a_hidden_gradient_is_found_in_data_of_any_scale(dtype, scale):
+    """The steps of the differences grow with the data, or rounding would drown them."""
+    net, x = Net(8).layers.to(dtype), scale * torch.randn(6, 8, dtype=dtype)
+    for hidden in (False, True):
+        model = sdegen.ScoreModel(
+            lambda x, t, hidden=hidden: scale * net((x.detach() if hidden else x) / scale), sdegen.CondOT(), "velocity"
+        )
+        if not hidden:
+            sdegen.log_prob(model, x, RK4)
+            continue
+        with pytest.raises(ValueError, match="blocks gradients"):
+            sdegen.log_prob(model, x, RK4)

@@ -49,7 +49,8 @@ def products_at_once(
 ) -> int:
     """How many products with the Jacobian one backward pass may take: PROBES_AT_ONCE, or 1 for some fused kernels.
 
-    Three network calls the first time a network is met, none after that.
+    Three network calls the first time a network is met, none after that until its modules, its weights, the kinds of
+    its conditions or the part of the path change.
 
     Args:
         model: the model whose log-density is wanted.

@@ -77,7 +77,7 @@ class ODESolver(Solver):
             "midpoint", "heun2", "heun3", "rk4".
         rtol: relative tolerance of an adaptive method on y and on the log-density.
         atol: absolute tolerance on the same, by default rtol. y has the scale of the data: on data of deviation 0.01 a
-            tolerance of 1e-3 is no accuracy (samples keep 0.6 to 0.7 of the deviation), so keep it far below their
+            tolerance of 1e-3 is no accuracy (dopri5's samples keep three quarters of it), so keep it far below their
             scale.
         steps: number of steps of a fixed-grid method; may be left out with a tensor `grid`.
         grid: of a fixed-grid method: a PowerGrid, by default PowerGrid(1.5), or a float64 tensor of values of u.

@@ -134,7 +134,7 @@ class ChainOnData:
             ValueError: the path or the network does not allow such a chain, or a variance is not positive.
         """
         low, high = whole_path(model)
-        chain, name = solver.chain(model.path, high, low), solver.variance
+        chain, name = solver.chain(model, high, low), solver.variance
         learned = isinstance(name, str) and name == "learned"
         if learned:
             check_learned(model)

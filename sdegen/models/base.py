@@ -186,6 +186,21 @@ class Model(nn.Module, ABC):
             ValueError: the path has another source.
         """
 
+    def gain(self, u: Tensor) -> Tensor:
+        """How many times an error of the network's answer enters the slope dy/du = eps_hat - x_hat at the clocks `u`.
+
+            sqrt(a^2 + b^2) / |(1-u) b - u a|         for a network that predicts a x + b eps, so per unit of a x + b eps
+
+        1/(1-u) for eps, 1/u for data, between 1 and sqrt(2) for the velocity of `CondOT`; it decides where `Adams` steps.
+
+        Args:
+            u: the clocks (n,), float64 on the CPU.
+
+        Returns:
+            the gain, (n,); 1 for a model without a network, such as an exact one.
+        """
+        return torch.ones_like(u)
+
     def covers(self, u_from: float, u_to: float, slack: float = 1e-12) -> None:
         """A ValueError if the model cannot be asked all the way between two clocks of its path."""
         low, high = self.clocks

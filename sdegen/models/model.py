@@ -133,6 +133,12 @@ class ScoreModel(Model):
         det = (1 - u) * b - u * a
         return t, (r, (c * b - d * a) / det + e, ((1 - u) * d - u * c) * m / det)
 
+    def gain(self, u: Tensor) -> Tensor:
+        """See `Model.gain`."""
+        r = self.path.scale(u)
+        a, b, _ = prediction_row(self.predicts, self.path, self.path.time(u), (1 - u) * r, u * r)
+        return torch.hypot(a, b) / ((1 - u) * b - u * a).abs()
+
     def estimate(self, y: Tensor, query: Query, cond: Mapping[str, object]) -> Tensor:
         """(*) with one network call; this runs at every step, so it is kept short."""
         t, (r, from_y, from_p), dtype = query.fitting(y)

@@ -50,6 +50,10 @@ class _Forwarding(Model):
         """That of the model itself."""
         return self.model.working_dtype(default)
 
+    def gain(self, u: Tensor) -> Tensor:
+        """That of the model itself, at the same clocks."""
+        return self.model.gain(u)
+
 
 class Wrapped(_Forwarding):
     """A model that changes another model's answer: write your own by giving `change`.

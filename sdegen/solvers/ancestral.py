@@ -36,7 +36,7 @@ from sdegen import _checks
 from sdegen.models.base import Model
 from sdegen.paths.gaussian import GaussianPath
 from sdegen.solvers.base import Ask, Problem, Result, Solver, Step, march
-from sdegen.solvers.grids import Grid, PowerGrid, check_grid, knots, span_of, steps_on
+from sdegen.solvers.grids import Grid, PowerGrid, check_grid, lay, span_of, steps_on
 
 VARIANCES = ("beta", "posterior", "optimal", "learned")
 
@@ -108,13 +108,14 @@ class _ChainSolver(Solver):
             raise ValueError(
                 f"{type(self).__name__} runs from noise to data; use an ODESolver or SDESolver towards noise."
             )
-        chain = self.chain(problem.model.path, problem.u_from, problem.u_to)
+        chain = self.chain(problem.model, problem.u_from, problem.u_to)
         result = march(problem, chain.u, chain.t, self._step(problem, chain))
         result.calls = result.accepted  # planned questions do not pass through `ask`: one a step
         return result
 
-    def chain(self, path: GaussianPath, u_from: float, u_to: float) -> Chain:
-        """The steps this solver takes on `path` from u_from down to u_to."""
+    def chain(self, model: Model, u_from: float, u_to: float) -> Chain:
+        """The steps this solver takes on the model's path from u_from down to u_to."""
+        path = model.path
         steps = steps_on(self.grid, self.steps) or path.steps
         if steps is None:
             raise ValueError(
@@ -126,7 +127,8 @@ class _ChainSolver(Solver):
         elif grid is None:
             grid = PowerGrid(2) if self.steps else _own_knots(path, steps, u_from, u_to)
             steps = steps_on(grid, steps) or 0
-        return Chain.on(path, *knots(grid, path, u_from, u_to, steps))
+        laid = lay(grid, model, u_from, u_to, steps)
+        return Chain.on(path, laid.u, laid.t)
 
 
 @dataclass(frozen=True, eq=False)

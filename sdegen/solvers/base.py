@@ -27,7 +27,7 @@ from sdegen import _checks
 from sdegen._shapes import Generators, like
 from sdegen.models.base import Model, Query
 from sdegen.solvers.divergence import drift_and_divergence
-from sdegen.solvers.grids import Grid, knots
+from sdegen.solvers.grids import Grid, Laid, lay
 from sdegen.solvers.noise import normals_of_step
 
 CHECK_EVERY = 32
@@ -81,8 +81,13 @@ class Problem:
 
     def knots(self, grid: Grid | Tensor, steps: int) -> tuple[Tensor, Tensor]:
         """(u, t) at the steps + 1 knots of `grid` from u_from to u_to, float64 on the CPU; the ends are met exactly."""
+        laid = self.lay(grid, steps)
+        return laid.u, laid.t
+
+    def lay(self, grid: Grid | Tensor, steps: int) -> Laid:
+        """The same knots, with the grid's own clock s(u)."""
         _checks.whole("steps", steps)
-        return knots(grid, self.model.path, self.u_from, self.u_to, steps)
+        return lay(grid, self.model, self.u_from, self.u_to, steps)
 
     def bar(self, total: int | None) -> AbstractContextManager[Callable[[], object]]:
         """A function to call after every step; it moves a progress bar if one was asked for."""

@@ -1,30 +1,70 @@
-"""Grids: where on the clock a solver steps. A grid is a value; `knots` lays it on a path.
+"""Grids: where on the clock a solver steps. A grid is a value; laid on a problem it gives the knots and a clock s(u).
 
-    PowerGrid(p)        u_k = u_low + (u_high - u_low) (1 - k/N)^p     k = 0 at the noise end, k = N at the data end
-    PowerGrid(p, "t")   |t - t_data| likewise: PowerGrid(1, "t") is uniform in time, PowerGrid(2, "t") in sqrt(t)
+    PowerGrid(p)             u = u_low + (u_high - u_low) s^p        s = 0 at the data end, 1 at the noise end
+    PowerGrid(p, "t")        |t - t_data| likewise: PowerGrid(1, "t") is uniform in time, PowerGrid(2, "t") in sqrt(t)
+    KarrasGrid(rho)          u/(1-u) = sigma/alpha likewise, with p = rho, and a last step to clean data
+    StretchedGrid(p, gain)   ds/du proportional to u^-p A(u)^gain, A the factor by which a network's error enters dy/du
+    a tensor                 the knots themselves
 
-Towards noise the same knots are walked backwards.
+Knots are uniform in s, but where a grid says otherwise; towards noise the same knots are walked backwards. A solver that
+interpolates between knots does so in s(u), in which the solution is smoother than in u.
+
+References:
+    Elucidating the Design Space of Diffusion-Based Generative Models, Karras et al., 2022, arXiv:2206.00364.
 """
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from sdegen import _checks
+from sdegen.models.base import Model
 from sdegen.paths.chain import Knots
 from sdegen.paths.gaussian import GaussianPath
 
+TABLE = 4096
+"""Pieces of the table behind a StretchedGrid's clock."""
+
+
+class Clock(NamedTuple):
+    """A grid's own clock between two ends: s(u), increasing from 0 at the lower, and its inverse, on float64 tensors.
+
+    Attributes:
+        s: u to s.
+        u: s to u.
+    """
+
+    s: Callable[[Tensor], Tensor]
+    u: Callable[[Tensor], Tensor]
+
+
+class Laid(NamedTuple):
+    """A grid on a problem, float64 on the CPU.
+
+    Attributes:
+        u: the steps + 1 knots.
+        t: the path's time at the knots.
+        clock: s(u), or None where the grid has none that is finite at both ends.
+    """
+
+    u: Tensor
+    t: Tensor
+    clock: Clock | None
+
 
 class Grid(ABC):
-    """A value that lays knots between two clocks of a path; a tensor of clocks serves as well."""
+    """A value that lays knots between two clocks of a path: write your own by giving `lay`."""
 
     @abstractmethod
-    def lay(self, path: GaussianPath, high: float, low: float, steps: int) -> tuple[Tensor, Tensor]:
-        """(u, t) at steps + 1 knots from the clock `high` down to `low`, float64 on the CPU."""
+    def lay(self, model: Model, high: float, low: float, steps: int) -> Laid:
+        """The steps + 1 knots from the clock `high` down to `low` of the model's path, and the clock s(u) if any."""
 
 
 @dataclass(frozen=True)
@@ -47,21 +87,150 @@ class PowerGrid(Grid):
         _checks.real("p", self.p, 0, strict=True)
         _checks.choice("clock", self.clock, ("u", "t"))
 
-    def lay(self, path: GaussianPath, high: float, low: float, steps: int) -> tuple[Tensor, Tensor]:
+    def lay(self, model: Model, high: float, low: float, steps: int) -> Laid:
         """See `Grid.lay`."""
-        shape = (torch.arange(steps, -1, -1, dtype=torch.float64) / steps) ** self.p  # (1 - k/N)^p, k/N exact for p = 1
+        path, shape = model.path, _falling(steps) ** self.p  # (1 - k/N)^p, k/N exact for p = 1
         if self.clock == "u":
             u = low + (high - low) * shape
-            return u, path.time(u)
+            return Laid(u, path.time(u), _power(self.p, low, high - low, _same, _same))
         t_low, t_high = (_end_time(path, end) for end in (low, high))
         t = t_low + (t_high - t_low) * shape
-        return path.clock(t), t
+        return Laid(path.clock(t), t, _power(self.p, t_low, t_high - t_low, path.time, path.clock))
 
     def at(self, s: Tensor, u_from: float, u_to: float) -> tuple[Tensor, Tensor]:
         """u and |du/ds| at s in [0, 1], for the smooth map behind PowerGrid(p): s = 0 at u_from, 1 at u_to."""
         low, high = sorted((u_from, u_to))
         falling = s if u_from > u_to else 1 - s
         return low + (high - low) * (1 - falling) ** self.p, (high - low) * self.p * (1 - falling) ** (self.p - 1)
+
+
+@dataclass(frozen=True)
+class KarrasGrid(Grid):
+    """Uniform in a power of sigma/alpha = u/(1-u), and in its logarithm at rho = inf, with a last step to the data.
+
+        (u/(1-u))^(1/rho) uniform from the noise end down to sigma_min^(1/rho), then the data end
+
+    Args:
+        rho: 7 in EDM; math.inf is uniform in log-SNR ("exponential sigmas").
+        sigma_min: sigma/alpha at the last knot but one, where the data end lies below it.
+
+    Raises:
+        TypeError: an argument of another type.
+        ValueError: an argument that is not positive; later, a problem from pure noise (u = 1), where sigma/alpha is
+            infinite: start inside by u=(from, to).
+
+    References:
+        Elucidating the Design Space of Diffusion-Based Generative Models, Karras et al., 2022, arXiv:2206.00364.
+    """
+
+    rho: float = 7.0
+    sigma_min: float = 0.002
+
+    def __post_init__(self) -> None:
+        if self.rho != math.inf:
+            _checks.real("rho", self.rho, 0, strict=True)
+        _checks.real("sigma_min", self.sigma_min, 0, strict=True)
+
+    def lay(self, model: Model, high: float, low: float, steps: int) -> Laid:
+        """See `Grid.lay`."""
+        if high == 1:
+            raise ValueError(
+                f"{self!r} starts at u = 1, where sigma/alpha is infinite; start inside, such as by u=(0.99, {low:g})."
+            )
+        least, last = self.sigma_min / (1 + self.sigma_min), low
+        extra = int(low < least < high and steps > 1)  # a step from sigma_min to the data end
+        top, bottom = (self._scale(torch.tensor(u, dtype=torch.float64)) for u in (high, least if extra else low))
+        u = self._clock(bottom + (top - bottom) * _falling(steps - extra))
+        u = torch.cat([u, u.new_tensor([last])]) if extra else u
+        finite = self.rho != math.inf or low > 0
+        return Laid(u, model.path.time(u.clamp(low, high)), Clock(self._scale, self._clock) if finite else None)
+
+    def _scale(self, u: Tensor) -> Tensor:
+        """(sigma/alpha)^(1/rho), or its logarithm."""
+        ratio = u / (1 - u)
+        return ratio.log() if self.rho == math.inf else ratio ** (1 / self.rho)
+
+    def _clock(self, s: Tensor) -> Tensor:
+        """The inverse of `_scale`."""
+        ratio = s.exp() if self.rho == math.inf else s**self.rho
+        return ratio / (1 + ratio)
+
+
+@dataclass(frozen=True)
+class StretchedGrid(Grid):
+    """Knots uniform in a clock stretched where the solution bends, but for half steps at both ends.
+
+        ds/du proportional to u^-p A(max(u, 1/2))^gain        A = |dD/dp| of the slope D = eps_hat - x_hat, see `Model.gain`
+
+    A network that predicts eps has A = 1/(1-u): its errors are multiplied by 158 at the noise end of VP, and a step there
+    must be short. Exact models and the velocity of `CondOT` have a constant A, and s is u^(1-p).
+
+    Args:
+        p: in [0, 1): how far the knots crowd towards the data.
+        gain: how far they crowd where a network's errors are multiplied; not negative.
+
+    Raises:
+        TypeError: an argument of another type.
+        ValueError: p outside [0, 1), or a negative gain.
+    """
+
+    p: float = 0.3
+    gain: float = 0.6
+
+    def __post_init__(self) -> None:
+        _checks.real("p", self.p, 0, 1)
+        if self.p == 1:
+            raise ValueError("p must lie in [0, 1), and it is 1: clean data would be infinitely far away.")
+        _checks.real("gain", self.gain, 0)
+
+    def lay(self, model: Model, high: float, low: float, steps: int) -> Laid:
+        """See `Grid.lay`."""
+        clock = self.clock(model, high, low)
+        inner = (steps - 0.5 - torch.arange(1, steps, dtype=torch.float64)) / max(steps - 1, 1)
+        s = torch.cat([inner.new_ones(1), inner, inner.new_zeros(1)])
+        u = clock.u(s)
+        return Laid(u, model.path.time(u.clamp(low, high)), clock)
+
+    def clock(self, model: Model, high: float, low: float) -> Clock:
+        """s(u), from a table of ds/dq = A^gain over q = u^(1-p), taken as linear between the table's knots."""
+        power = 1 - self.p
+        ends = torch.sin(torch.linspace(0, math.pi / 2, TABLE + 1, dtype=torch.float64)) ** 2  # crowded at both
+        u = low + (high - low) * ends
+        A = model.gain(u.clamp(max(low, min(0.5, high)), high)) ** self.gain
+        A = A.nan_to_num(posinf=float(A[A.isfinite()].max()))  # a singular end is refused by the solver's own query
+        q = u**power
+        s = torch.cat([q.new_zeros(1), torch.cumsum(0.5 * (A[1:] + A[:-1]) * torch.diff(q), 0)])
+        bend, total = torch.diff(A) / torch.diff(q), float(s[-1])
+
+        def to_s(at: Tensor) -> Tensor:
+            i = (torch.searchsorted(u, at.contiguous(), right=True) - 1).clamp(0, TABLE - 1)
+            x = at.clamp(low, high) ** power - q[i]
+            return (s[i] + x * (A[i] + 0.5 * bend[i] * x)) / total
+
+        def to_u(at: Tensor) -> Tensor:
+            rest = at.clamp(0, 1).contiguous() * total
+            i = (torch.searchsorted(s, rest, right=True) - 1).clamp(0, TABLE - 1)
+            rest = rest - s[i]
+            x = 2 * rest / (A[i] + torch.sqrt(A[i] ** 2 + 2 * bend[i] * rest))
+            return ((q[i] + x) ** (1 / power)).clamp(low, high)
+
+        return Clock(to_s, to_u)
+
+
+def _falling(steps: int) -> Tensor:
+    """1 - k/N at k = 0 ... N."""
+    return torch.arange(steps, -1, -1, dtype=torch.float64) / steps
+
+
+def _same(u: Tensor) -> Tensor:
+    return u
+
+
+def _power(
+    p: float, start: float, length: float, time: Callable[[Tensor], Tensor], clock: Callable[[Tensor], Tensor]
+) -> Clock:
+    """s with time(u) = start + length s^p."""
+    return Clock(lambda u: ((time(u) - start) / length).clamp(min=0) ** (1 / p), lambda s: clock(start + length * s**p))
 
 
 def check_grid(grid: object, steps: int | None) -> None:
@@ -90,20 +259,21 @@ def span_of(grid: Grid | Tensor | None) -> tuple[float, float] | None:
     return (float(grid[0]), float(grid[-1])) if isinstance(grid, Knots) else None
 
 
-def knots(grid: Grid | Tensor, path: GaussianPath, u_from: float, u_to: float, steps: int) -> tuple[Tensor, Tensor]:
-    """(u, t) at the steps + 1 knots from u_from to u_to, float64 on the CPU; the ends are met exactly."""
-    low, high = sorted((u_from, u_to))
+def lay(grid: Grid | Tensor, model: Model, u_from: float, u_to: float, steps: int) -> Laid:
+    """`grid` from u_from to u_to; the ends are met exactly. A tensor's knots have the clock of StretchedGrid()."""
+    path, (low, high) = model.path, sorted((u_from, u_to))
     if isinstance(grid, Tensor):
         u = grid.detach().to("cpu", torch.float64).sort(descending=True).values
         near = 1e-12 if grid.dtype == torch.float64 else 1e-6
         if not (abs(float(u[0]) - high) <= near and abs(float(u[-1]) - low) <= near):
             raise ValueError(f"The grid runs from u = {float(u[0])} to {float(u[-1])}, the solve from {high} to {low}.")
-        t = path.time(u)
+        laid = Laid(u, path.time(u), None)
     else:
-        u, t = grid.lay(path, high, low, steps)
+        laid = grid.lay(model, high, low, steps)
+    u, t, clock = laid
     u[0], u[-1] = high, low
     t[0], t[-1] = (_end_time(path, end) for end in (high, low))
-    return (u, t) if u_from > u_to else (u.flip(0), t.flip(0))
+    return laid if u_from > u_to else Laid(u.flip(0), t.flip(0), clock)
 
 
 def _end_time(path: GaussianPath, u: float) -> float:

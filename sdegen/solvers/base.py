@@ -18,10 +18,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import ClassVar, Protocol
+from functools import cache
+from typing import ClassVar, Protocol, overload
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from sdegen import _checks
 from sdegen._shapes import Generators, like
@@ -52,6 +54,8 @@ class Problem:
             then is (B, d + 1), whose last column is the integral of div(eps_hat - x_hat) over u so far: the
             log-density at the start less that at this state.
         chunk: how many of these products one backward pass may take.
+        checkpoint_every: None, or the number of steps whose activations the backward pass computes again, as in
+            `solve`.
     """
 
     model: Model
@@ -65,6 +69,7 @@ class Problem:
     progress: bool = False
     probes: Tensor | None = None
     chunk: int = 1
+    checkpoint_every: int | None = None
 
     @property
     def start(self) -> Tensor:
@@ -196,8 +201,17 @@ class Ask(Protocol):
         """One network call. u, c and d are numbers, or 0-dimensional tensors on the CPU."""
 
 
-Step = Callable[[int, Tensor, Ask], Tensor | tuple[Tensor, Tensor | float | None]]
-"""(k, y, ask) to the state at knot k + 1, or to its mean and the deviation of the noise to add (None: no noise)."""
+Move = Tensor | tuple[Tensor, Tensor | float | None]
+"""The state at the next knot, or its mean and the deviation of the noise to add (None: no noise)."""
+
+Memory = tuple[Tensor, ...]
+"""What a multistep scheme takes along from one step to the next, such as past answers, newest first."""
+
+Step = Callable[[int, Tensor, Ask], Move]
+"""(k, y, ask) to the state at knot k + 1: a one-step scheme."""
+
+Multistep = Callable[[int, Tensor, Ask, Memory], tuple[Move, Memory]]
+"""(k, y, ask, memory) to the state at knot k + 1 and what the next step is handed as its memory."""
 
 
 class _Asking:
@@ -227,10 +241,24 @@ def joined(value: Tensor, divergence: Tensor) -> Tensor:
     return torch.cat([value.flatten(1), divergence[:, None]], 1)
 
 
-def march(problem: Problem, u: Tensor, t: Tensor, step: Step) -> Result:
+@overload
+def march(problem: Problem, u: Tensor, t: Tensor, step: Step) -> Result: ...
+@overload
+def march(problem: Problem, u: Tensor, t: Tensor, step: Multistep, memory: Memory) -> Result: ...
+def march(problem: Problem, u: Tensor, t: Tensor, step: Callable[..., object], memory: Memory | None = None) -> Result:
     """Walk the knots `u`, one `step` after another: the loop of every solver that is not an engine's.
 
-    It counts network calls, draws the noise, moves the bar, keeps the trajectory and looks at every 32nd state.
+    It counts network calls, draws the noise, moves the bar, keeps the trajectory and looks at every 32nd state. A
+    multistep scheme carries its past in `memory`; Adams-Bashforth of order 2 is
+
+        def step(k, y, ask, memory):
+            h, slope = u[k + 1] - u[k], ask(y, u[k])
+            if not memory:
+                return y + h * slope, (slope,)
+            ratio = 0.5 * h / (u[k] - u[k - 1])
+            return y + h * ((1 + ratio) * slope - ratio * memory[0]), (slope,)
+
+        return sdegen.march(problem, u, t, step, memory=())
 
     Args:
         problem: what `Solver.run` was handed.
@@ -239,23 +267,30 @@ def march(problem: Problem, u: Tensor, t: Tensor, step: Step) -> Result:
         step: called as step(k, y, ask) with the state at knot k; returns the state at knot k + 1, or (mean, std), to
             which the normals of step k are added. ask(y, u, c=-1.0, d=1.0) is c x_hat + d eps_hat, one network call.
             Where `log_prob` runs the solver, the state has one more column, the integral of the divergence, and `ask`
-            answers for it too: a scheme made of slopes integrates both.
+            answers for it too: a scheme made of slopes integrates both. It must depend on its arguments alone: with
+            `checkpoint_every` the backward pass calls it again, when a list that it kept aside has moved on.
+        memory: None for a one-step scheme. Else a tuple of tensors, often the empty one: step then is called as
+            step(k, y, ask, memory) and returns (state, memory) or ((mean, std), memory), whose memory, of any length,
+            is handed to step k + 1.
 
     Returns:
         the end point with its cost.
 
     Raises:
+        TypeError: `memory` was given, and a step returned none.
+        ValueError: a step returned a state or a deviation of another shape.
         NonFiniteError: a state became NaN or infinite.
     """
     clocks, times = u.tolist(), t.tolist()
     ask, steps, y = _Asking(problem, clocks, times), len(clocks) - 1, problem.start
     normals = normals_of_step(problem.y, problem.noise, problem.generator, steps)
+    if problem.checkpoint_every is not None:
+        step = _in_chunks(problem, step, steps, normals)
     states = [problem.event(y)]
     with problem.bar(steps) as bar:
         for k in range(steps):
-            y, std = _checked_step(step(k, y, ask), y, problem, k)
-            if std is not None:
-                y = torch.addcmul(y, std, normals(k))
+            moved = step(k, y, ask) if memory is None else step(k, y, ask, memory)
+            y, memory = _moved(moved, y, memory, problem, k, normals)
             if (k + 1) % CHECK_EVERY == 0 or k == steps - 1:
                 _checks.finite_state(y, clocks[k + 1])
             if problem.trajectory:
@@ -263,6 +298,53 @@ def march(problem: Problem, u: Tensor, t: Tensor, step: Step) -> Result:
             bar()
     kept = states if problem.trajectory else []
     return Result(problem.event(y), clocks, kept, times, problem.density(y), calls=ask.calls, accepted=steps)
+
+
+def _in_chunks(
+    problem: Problem, step: Callable[..., object], steps: int, normals: Callable[[int], Tensor]
+) -> Callable[..., object]:
+    """`step` with its noise added, of whose activations only those between chunks of steps are kept for `backward`.
+
+    The first step of a chunk takes all of them; the normals are drawn once and kept for the second pass.
+    """
+    every, drawn = problem.checkpoint_every or steps, cache(normals)
+    ahead: list[object] = []
+
+    def chunk(first: int, y: Tensor, ask: Ask, memory: Memory | None) -> list[object]:
+        taken: list[object] = []
+        for k in range(first, min(first + every, steps)):
+            moved = step(k, y, ask) if memory is None else step(k, y, ask, memory)
+            y, memory = _moved(moved, y, memory, problem, k, drawn)
+            taken.append(y if memory is None else (y, memory))
+        return taken
+
+    def chunked(k: int, y: Tensor, ask: Ask, memory: Memory | None = None) -> object:
+        if k % every == 0:
+            ahead[:] = checkpoint(chunk, k, y, ask, memory, use_reentrant=False)
+        return ahead[k % every]
+
+    return chunked
+
+
+def _moved(
+    moved: object, y: Tensor, memory: Memory | None, problem: Problem, k: int, normals: Callable[[int], Tensor]
+) -> tuple[Tensor, Memory | None]:
+    """The state at knot k + 1, its noise added, and the next memory, from what a step returned."""
+    if memory is not None:
+        moved, memory = _split(moved, k)
+    state, std = _checked_step(moved, y, problem, k)
+    return (state if std is None else torch.addcmul(state, std, normals(k))), memory
+
+
+def _split(moved: object, k: int) -> tuple[object, Memory]:
+    """(move, memory) from what a multistep scheme returned, after a TypeError unless memory is a tuple of tensors."""
+    move, memory = moved if isinstance(moved, tuple) and len(moved) == 2 else (None, moved)
+    if not isinstance(memory, tuple) or not all(isinstance(kept, Tensor) for kept in memory):
+        raise TypeError(
+            f"step({k}, y, ask, memory) must return (state, memory) or ((mean, std), memory), memory a tuple of "
+            f"tensors, and its memory is {type(memory).__name__}."
+        )
+    return move, memory
 
 
 def _checked_step(moved: object, y: Tensor, problem: Problem, k: int) -> tuple[Tensor, Tensor | None]:

@@ -23,15 +23,22 @@ from sdegen.reflow import rectify, straightness, vector_field
 from sdegen.sampling import Solution, decode, encode, sample, solve
 from sdegen.solvers import (
     DDIM,
+    Adams,
     Ancestral,
     Ask,
+    Grid,
     Hutchinson,
+    KarrasGrid,
+    Multistep,
     ODESolver,
     PowerGrid,
     Problem,
     Result,
+    Row,
     SDESolver,
     Solver,
+    StochasticAdams,
+    StretchedGrid,
     march,
 )
 from sdegen.training.couplings import Independent, OptimalTransport
@@ -44,13 +51,15 @@ __all__ = ["__version__"]
 __all__ += ["DDPM", "VESDE", "VPSDE", "CosineVPSDE", "GaussianPath", "SubVPSDE"]
 __all__ += ["CondOT", "Interpolant", "Retimed", "Trigonometric"]
 __all__ += ["Gaussian", "GaussianMixture", "Model", "ScoreModel", "Wrapped", "vector_field"]
-__all__ += ["DDIM", "Ancestral", "Ask", "ODESolver", "Problem", "Result", "SDESolver", "Solver", "march"]
+__all__ += ["DDIM", "Adams", "Ancestral", "ODESolver", "SDESolver", "StochasticAdams"]
+__all__ += ["Ask", "Multistep", "Problem", "Result", "Row", "Solver", "march"]
+__all__ += ["Grid", "KarrasGrid", "PowerGrid", "StretchedGrid"]
 # Verbs: train, move, score
 __all__ += ["hybrid_loss", "loss"]
 __all__ += ["decode", "encode", "rectify", "sample", "solve", "straightness"]
 __all__ += ["continuous_vlb", "entropy_form", "iwae", "log_prob", "optimal_variance", "vlb"]
 # Values: given to verbs, returned and raised by them
-__all__ += ["Discretized", "Hutchinson", "PowerGrid", "Shared", "Slopes"]
+__all__ += ["Discretized", "Hutchinson", "Shared", "Slopes"]
 __all__ += ["ChainTimes", "ClockTimes", "LikelihoodTimes", "LowDiscrepancyTimes", "UniformTimes"]
 __all__ += ["Independent", "LikelihoodWeighting", "MinSNR", "OptimalTransport"]
 __all__ += ["IWAE", "VLB", "EntropyForm", "NonFiniteError", "Solution"]

@@ -19,12 +19,14 @@ class NonFiniteError(ValueError):
     """A state or a network output became NaN or infinite; the message names the clock and counts the samples."""
 
 
-def whole(name: str, value: object, least: int = 1) -> int:
-    """An integer of at least `least`; bools and floats are refused."""
+def whole(name: str, value: object, least: int = 1, most: int | None = None) -> int:
+    """An integer of at least `least`, and at most `most`; bools and floats are refused."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be an integer, and {value!r} is {type(value).__name__}.")
     if value < least:
         raise ValueError(f"{name} must be at least {least}, and it is {value}.")
+    if most is not None and value > most:
+        raise ValueError(f"{name} must be at most {most}, and it is {value}.")
     return value
 
 

@@ -189,9 +189,9 @@ class Model(nn.Module, ABC):
     def gain(self, u: Tensor) -> Tensor:
         """How many times an error of the network's answer enters the slope dy/du = eps_hat - x_hat at the clocks `u`.
 
-            sqrt(a^2 + b^2) / |(1-u) b - u a|         for a network that predicts a x + b eps, so per unit of a x + b eps
+            sqrt(a^2 + b^2) / |(1-u) b - u a|         for a network that predicts a x + b eps
 
-        1/(1-u) for eps, 1/u for data, between 1 and sqrt(2) for the velocity of `CondOT`; it decides where `Adams` steps.
+        1/(1-u) for eps, 1/u for data, sqrt(2) for the velocity of `CondOT`: it decides where `Adams` steps.
 
         Args:
             u: the clocks (n,), float64 on the CPU.

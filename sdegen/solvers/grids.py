@@ -6,8 +6,8 @@
     StretchedGrid(p, gain)   ds/du proportional to u^-p A(u)^gain, A the factor by which a network's error enters dy/du
     a tensor                 the knots themselves
 
-Knots are uniform in s, but where a grid says otherwise; towards noise the same knots are walked backwards. A solver that
-interpolates between knots does so in s(u), in which the solution is smoother than in u.
+Knots are uniform in s, but where a grid says otherwise; towards noise the same knots are walked backwards. A solver
+that interpolates between knots does so in s(u), in which the solution is smoother than in u.
 
 References:
     Elucidating the Design Space of Diffusion-Based Generative Models, Karras et al., 2022, arXiv:2206.00364.
@@ -19,6 +19,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -160,10 +161,10 @@ class KarrasGrid(Grid):
 class StretchedGrid(Grid):
     """Knots uniform in a clock stretched where the solution bends, but for half steps at both ends.
 
-        ds/du proportional to u^-p A(max(u, 1/2))^gain        A = |dD/dp| of the slope D = eps_hat - x_hat, see `Model.gain`
+        ds/du proportional to u^-p A(max(u, 1/2))^gain        A = `Model.gain`, how an error of the network enters dy/du
 
-    A network that predicts eps has A = 1/(1-u): its errors are multiplied by 158 at the noise end of VP, and a step there
-    must be short. Exact models and the velocity of `CondOT` have a constant A, and s is u^(1-p).
+    A network that predicts eps has A = 1/(1-u): its errors are multiplied by 158 at the noise end of VP, and a step
+    there must be short. Exact models and the velocity of `CondOT` have a constant A, and s is u^(1-p).
 
     Args:
         p: in [0, 1): how far the knots crowd towards the data.
@@ -186,31 +187,38 @@ class StretchedGrid(Grid):
     def lay(self, model: Model, high: float, low: float, steps: int) -> Laid:
         """See `Grid.lay`."""
         clock = self.clock(model, high, low)
-        inner = (steps - 0.5 - torch.arange(1, steps, dtype=torch.float64)) / max(steps - 1, 1)
-        s = torch.cat([inner.new_ones(1), inner, inner.new_zeros(1)])
+        k = torch.arange(steps + 1, dtype=torch.float64)
+        s = 1 - (k - 0.5).clamp(0, steps - 1) / max(steps - 1, 1) if steps > 1 else 1 - k  # half steps at both ends
         u = clock.u(s)
         return Laid(u, model.path.time(u.clamp(low, high)), clock)
 
     def clock(self, model: Model, high: float, low: float) -> Clock:
-        """s(u), from a table of ds/dq = A^gain over q = u^(1-p), taken as linear between the table's knots."""
+        """s(u), from a table of ds/dq = A^gain over q = u^(1-p), linear between its knots and made when first asked."""
         power = 1 - self.p
-        ends = torch.sin(torch.linspace(0, math.pi / 2, TABLE + 1, dtype=torch.float64)) ** 2  # crowded at both
-        u = low + (high - low) * ends
-        A = model.gain(u.clamp(max(low, min(0.5, high)), high)) ** self.gain
-        A = A.nan_to_num(posinf=float(A[A.isfinite()].max()))  # a singular end is refused by the solver's own query
-        q = u**power
-        s = torch.cat([q.new_zeros(1), torch.cumsum(0.5 * (A[1:] + A[:-1]) * torch.diff(q), 0)])
-        bend, total = torch.diff(A) / torch.diff(q), float(s[-1])
+
+        @cache
+        def table() -> tuple[Tensor, ...]:
+            share = (
+                torch.sin(torch.linspace(0, math.pi / 2, TABLE + 1, dtype=torch.float64)) ** 2
+            )  # crowded at both ends
+            u = low + (high - low) * share
+            A = model.gain(u.clamp(max(low, min(0.5, high)), high)) ** self.gain
+            A = A.nan_to_num(posinf=float(A[A.isfinite()].max()))  # a singular end is refused by the query there
+            q = u**power
+            s = torch.cat([q.new_zeros(1), torch.cumsum(0.5 * (A[1:] + A[:-1]) * torch.diff(q), 0)])
+            return u, q, A / s[-1], torch.diff(A) / torch.diff(q) / s[-1], s / s[-1]
 
         def to_s(at: Tensor) -> Tensor:
+            u, q, A, bend, s = table()
             i = (torch.searchsorted(u, at.contiguous(), right=True) - 1).clamp(0, TABLE - 1)
             x = at.clamp(low, high) ** power - q[i]
-            return (s[i] + x * (A[i] + 0.5 * bend[i] * x)) / total
+            return s[i] + x * (A[i] + 0.5 * bend[i] * x)
 
         def to_u(at: Tensor) -> Tensor:
-            rest = at.clamp(0, 1).contiguous() * total
-            i = (torch.searchsorted(s, rest, right=True) - 1).clamp(0, TABLE - 1)
-            rest = rest - s[i]
+            _, q, A, bend, s = table()
+            at = at.clamp(0, 1).contiguous()
+            i = (torch.searchsorted(s, at, right=True) - 1).clamp(0, TABLE - 1)
+            rest = at - s[i]
             x = 2 * rest / (A[i] + torch.sqrt(A[i] ** 2 + 2 * bend[i] * rest))
             return ((q[i] + x) ** (1 / power)).clamp(low, high)
 
@@ -267,7 +275,7 @@ def lay(grid: Grid | Tensor, model: Model, u_from: float, u_to: float, steps: in
         near = 1e-12 if grid.dtype == torch.float64 else 1e-6
         if not (abs(float(u[0]) - high) <= near and abs(float(u[-1]) - low) <= near):
             raise ValueError(f"The grid runs from u = {float(u[0])} to {float(u[-1])}, the solve from {high} to {low}.")
-        laid = Laid(u, path.time(u), None)
+        laid = Laid(u, path.time(u), StretchedGrid().clock(model, high, low))
     else:
         laid = grid.lay(model, high, low, steps)
     u, t, clock = laid

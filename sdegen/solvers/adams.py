@@ -1,0 +1,169 @@
+"""Adams' methods in straight coordinates: the most accurate solvers for few network calls.
+
+    Adams              dy/du = eps_hat - x_hat =: D        y_v = y_u + integral from u to v of D
+
+    StochasticAdams    in l = log((1-u)/u), half the log-SNR, with h = l_v - l_u and the noise level eta:
+                       y_v = (v/u) e^(-eta^2 h) y_u + v sqrt(1 - e^(-2 eta^2 h)) z
+                             + v (1+eta^2) integral over l from l_u to l_v of e^(l - eta^2 (l_v - l)) x_hat
+
+Under the integral stands the polynomial through the last answers: of D in the grid's clock s(u), of x_hat in u itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sdegen import _checks
+from sdegen.solvers.grids import Clock, Grid, Laid, PowerGrid, StretchedGrid
+from sdegen.solvers.multistep import Multistep, Row
+
+NODES = 32
+"""Of the Gauss-Legendre quadratures over a step."""
+
+
+@dataclass(frozen=True, eq=False)
+class Adams(Multistep):
+    """Adams-Bashforth-Moulton on the probability-flow ODE, one network call a step: the first choice for few calls.
+
+    Each step predicts with the polynomial through the last `order` slopes, and is corrected with the polynomial of one
+    degree more as soon as the next slope is known. The polynomials are in the grid's own clock s(u), in which the slope
+    bends evenly, and their integrals over u are exact. The first steps use the answers there are. It goes both ways;
+    order 1 converges with order 2, the others with order 3, which the first steps set, and smaller constants.
+
+    Args:
+        steps: number of steps, and of network calls; may be left out with a tensor `grid`.
+        order: answers that a step uses, 1 to 4; by default 1, 2, 3, 4 from 1, 5, 15, 30 steps. 2 for strong guidance.
+        grid: where it steps, and its clock s(u); `StretchedGrid()` by default, whose clock a tensor of u has too.
+
+    Raises:
+        TypeError: an option of another type.
+        ValueError: an order that is none of these; options that do not fit together; later, a grid without a clock.
+
+    References:
+        Solving Ordinary Differential Equations I, Hairer, Norsett and Wanner, 1993, section III.1.
+    """
+
+    order: int | None = None
+
+    solves_ode = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.order is not None:
+            _checks.whole("order", self.order, most=4)
+
+    @property
+    def own_grid(self) -> Grid:
+        """See `Multistep.own_grid`."""
+        return StretchedGrid()
+
+    def predictor(self, knots: Laid) -> list[Row]:
+        """Adams-Bashforth: the answers at a step's first knot and before."""
+        return _exact(knots.u, self._clock(knots), self._order(knots), ahead=0)
+
+    def corrector(self, knots: Laid) -> list[Row]:
+        """Adams-Moulton: the answer at its second knot, too."""
+        return _exact(knots.u, self._clock(knots), self._order(knots) + 1, ahead=1)
+
+    def _order(self, knots: Laid) -> int:
+        return self.order or sum(len(knots.u) - 1 >= least for least in (1, 5, 15, 30))
+
+    def _clock(self, knots: Laid) -> Clock:
+        if knots.clock is None:
+            raise ValueError(f"Adams needs a grid whose clock s(u) is finite at both ends, unlike {self.grid!r}.")
+        return knots.clock
+
+
+def _moments(u: Tensor, s: Tensor, clock: Clock, count: int) -> Tensor:
+    """The integrals over u of xi^i, i < count, xi rising from 0 to 1 with s over every step, (N, count).
+
+    By parts they are i times the integral over xi of xi^(i-1) (u_{k+1} - u(xi)), which needs no slope of the clock. The
+    nodes crowd at both ends, where u may be any power of s.
+    """
+    x, weights = (torch.from_numpy(n) for n in np.polynomial.legendre.leggauss(NODES))
+    x = 0.5 * (x + 1)
+    xi, weights = x**3 * (10 - 15 * x + 6 * x**2), 0.5 * weights * 30 * (x * (1 - x)) ** 2
+    inside = clock.u(s[:-1, None] + torch.diff(s)[:, None] * xi)
+    rest = weights * (u[1:, None] - inside)
+    return torch.stack([torch.diff(u), *(i * (rest * xi ** (i - 1)).sum(1) for i in range(1, count))], 1)
+
+
+def _exact(u: Tensor, clock: Clock, most: int, ahead: int) -> list[Row]:
+    """Rows exact for polynomials in s of degree below `most`, from the knot `ahead` of a step's first one backwards."""
+    s, steps, rows = clock.s(u), len(u) - 1 - ahead, list[Row]()
+    moments = _moments(u, s, clock, most)
+    for p in range(1 + ahead, most + 1):  # p answers: one more at every step, up to `most`
+        first = p - 1 - ahead
+        k = torch.arange(first, max(first, min(first + 1, steps) if p < most else steps))
+        nodes = s[k[:, None] + ahead - torch.arange(p)]
+        xi = (nodes - s[k, None]) / (s[k + 1] - s[k])[:, None]
+        powers = xi[:, None] ** torch.arange(p)[:, None]
+        rows += [Row(1.0, w) for w in torch.linalg.solve(powers, moments[k, :p]).tolist()]
+    return rows
+
+
+@dataclass(frozen=True, eq=False)
+class StochasticAdams(Multistep):
+    """Adams-Bashforth on the reverse SDE, one network call a step: the first choice for few stochastic calls.
+
+    The linear part of the SDE and its noise are exact, and x_hat follows the line in u through the last two answers. It
+    solves the SDE with w^2 = eta^2 2u/(1-u), Anderson's at eta = 1, all the way from pure noise; above u = 0.9, where
+    `SDESolver` keeps 1-u at 0.1, the two differ in how much noise they add, not in their marginals.
+
+    Args:
+        steps: number of steps, and of network calls; may be left out with a tensor `grid`.
+        order: 2, or 1 for x_hat constant over the step: the posterior chain at eta = 1, DDIM at eta = 0.
+        eta: the noise level, not negative; 0 is the ODE.
+        grid: where it steps, `PowerGrid(4)` by default.
+
+    Raises:
+        TypeError: an option of another type.
+        ValueError: an order that is neither, a negative eta, options that do not fit together.
+
+    References:
+        SA-Solver: Stochastic Adams Solver for Fast Sampling of Diffusion Models, Xue et al., 2023, arXiv:2305.14267.
+        DPM-Solver++, Lu et al., 2022, arXiv:2211.01095.
+    """
+
+    order: int = field(default=2, kw_only=True)
+    eta: float = field(default=1.0, kw_only=True)
+
+    asks = "data"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _checks.whole("order", self.order, most=2)
+        _checks.real("eta", self.eta, 0)
+
+    @property
+    def own_grid(self) -> Grid:
+        """See `Multistep.own_grid`."""
+        return PowerGrid(4)
+
+    def predictor(self, knots: Laid) -> list[Row]:
+        """The exact integrals of 1 and of u under e^(l - eta^2 (l_v - l)), finite at u = 1 and at v = 0."""
+        u, v, level = knots.u[:-1], knots.u[1:], self.eta**2
+        log_q = torch.log1p((v - u) / (u * (1 - v)))  # q = e^-h = v (1-u) / (u (1-v)), 0 at u = 1 and at v = 0
+        keep, std = v / u, torch.zeros_like(u)
+        if level:
+            keep, std = keep * torch.exp(level * log_q), v * torch.sqrt(-torch.expm1(2 * level * log_q))
+        whole = (1 - v) - keep * (1 - u)
+        bend = torch.zeros_like(u)
+        if self.order == 2:
+            bend[1:] = (_mean_clock(u, v, level)[1:] - u[1:] * whole[1:]) / torch.diff(u)
+        rows = torch.stack([keep, whole + bend, -bend, std], 1).tolist()
+        return [Row(keep, (w, past) if k else (w,), std) for k, (keep, w, past, std) in enumerate(rows)]
+
+
+def _mean_clock(u: Tensor, v: Tensor, level: float) -> Tensor:
+    """v (1+eta^2) times the integral over l from l_u to l_v of e^(l - eta^2 (l_v - l)) u(l), uniform in log u."""
+    x, weights = (torch.from_numpy(n) for n in np.polynomial.legendre.leggauss(2 * NODES))
+    v = v[:, None].clamp(min=1e-300)
+    length = torch.log(u[:, None] / v)
+    between = v * torch.exp(length * 0.5 * (x + 1))
+    inside = ((1 - between) * v / ((1 - v) * between)) ** level
+    return (1 + level) * (v * length * 0.5 * weights * inside).sum(1)

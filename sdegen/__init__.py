@@ -23,22 +23,33 @@ from sdegen.reflow import rectify, straightness, vector_field
 from sdegen.sampling import Solution, decode, encode, sample, solve
 from sdegen.solvers import (
     DDIM,
+    DEIS,
     Adams,
     Ancestral,
     Ask,
+    Churn,
+    DPMSolver,
     Grid,
+    Heun,
     Hutchinson,
     KarrasGrid,
+    Langevin,
     Multistep,
     ODESolver,
+    OneStep,
     PowerGrid,
     Problem,
+    Renoised,
+    Restart,
     Result,
     Row,
+    SASolver,
     SDESolver,
     Solver,
+    Stage,
     StochasticAdams,
     StretchedGrid,
+    UniPC,
     march,
 )
 from sdegen.training.couplings import Independent, OptimalTransport
@@ -52,7 +63,9 @@ __all__ += ["DDPM", "VESDE", "VPSDE", "CosineVPSDE", "GaussianPath", "SubVPSDE"]
 __all__ += ["CondOT", "Interpolant", "Retimed", "Trigonometric"]
 __all__ += ["Gaussian", "GaussianMixture", "Model", "ScoreModel", "Wrapped", "vector_field"]
 __all__ += ["DDIM", "Adams", "Ancestral", "ODESolver", "SDESolver", "StochasticAdams"]
-__all__ += ["Ask", "Multistep", "Problem", "Result", "Row", "Solver", "march"]
+__all__ += ["DEIS", "DPMSolver", "Heun", "SASolver", "UniPC"]
+__all__ += ["Churn", "Langevin", "Renoised", "Restart"]
+__all__ += ["Ask", "Multistep", "OneStep", "Problem", "Result", "Row", "Solver", "Stage", "march"]
 __all__ += ["Grid", "KarrasGrid", "PowerGrid", "StretchedGrid"]
 # Verbs: train, move, score
 __all__ += ["hybrid_loss", "loss"]

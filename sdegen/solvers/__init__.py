@@ -3,31 +3,50 @@
 from sdegen.solvers.adams import Adams, StochasticAdams
 from sdegen.solvers.ancestral import DDIM, Ancestral
 from sdegen.solvers.base import Ask, Problem, Result, Solver, march
+from sdegen.solvers.deis import DEIS
 from sdegen.solvers.divergence import Hutchinson
+from sdegen.solvers.dpm import DPMSolver
 from sdegen.solvers.grids import Grid, KarrasGrid, PowerGrid, StretchedGrid
-from sdegen.solvers.multistep import Multistep, Row
+from sdegen.solvers.heun import Heun
+from sdegen.solvers.multistep import Multistep
 from sdegen.solvers.ode import ODE_METHODS, ODESolver
+from sdegen.solvers.onestep import OneStep, Stage
+from sdegen.solvers.renoised import Churn, Langevin, Renoised, Restart
+from sdegen.solvers.rows import Row
+from sdegen.solvers.sasolver import SASolver
 from sdegen.solvers.sde import SDE_METHODS, SDESolver
+from sdegen.solvers.unipc import UniPC
 
 __all__ = [
     "DDIM",
+    "DEIS",
     "ODE_METHODS",
     "SDE_METHODS",
     "Adams",
     "Ancestral",
     "Ask",
+    "Churn",
+    "DPMSolver",
     "Grid",
+    "Heun",
     "Hutchinson",
     "KarrasGrid",
+    "Langevin",
     "Multistep",
     "ODESolver",
+    "OneStep",
     "PowerGrid",
     "Problem",
+    "Renoised",
+    "Restart",
     "Result",
     "Row",
+    "SASolver",
     "SDESolver",
     "Solver",
+    "Stage",
     "StochasticAdams",
     "StretchedGrid",
+    "UniPC",
     "march",
 ]

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from sdegen import _checks
 from sdegen.solvers.grids import Clock, Grid, Laid, PowerGrid, StretchedGrid
-from sdegen.solvers.multistep import Multistep, Row
+from sdegen.solvers.multistep import Multistep
+from sdegen.solvers.rows import Row
 
 NODES = 32
 """Of the Gauss-Legendre quadratures over a step."""

@@ -17,38 +17,19 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import dataclass
 from itertools import pairwise, zip_longest
-from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from sdegen import _checks
-from sdegen.solvers.base import Ask, Memory, Problem, Result, Solver, joined, march
-from sdegen.solvers.divergence import drift_and_divergence
-from sdegen.solvers.grids import Grid, Laid, PowerGrid, check_grid, span_of, steps_on
-
-ANSWERS = {"slope": (-1.0, 1.0), "data": (1.0, 0.0), "noise": (0.0, 1.0)}
-"""(c, d) of the answer c x_hat + d eps_hat that a scheme asks for."""
-
-
-class Row(NamedTuple):
-    """One step: y <- keep y + sum over j of weights[j] m_j + std z.
-
-    Attributes:
-        keep: the factor of the state.
-        weights: those of the model's answers, the newest first.
-        std: of the noise in y.
-    """
-
-    keep: float
-    weights: Sequence[float]
-    std: float = 0.0
+from sdegen.solvers.base import Ask, Memory, Problem, Result, march
+from sdegen.solvers.grids import Laid
+from sdegen.solvers.rows import ANSWERS, Row, RowSolver, answering
 
 
 @dataclass(frozen=True, eq=False)
-class Multistep(Solver):
+class Multistep(RowSolver):
     """A scheme made of rows: write your own by giving `predictor` and, where there is one, `corrector`.
 
     Adams-Bashforth of order 2 on slopes, with h_k = u_{k+1} - u_k:
@@ -68,37 +49,13 @@ class Multistep(Solver):
 
     Attributes:
         asks: "slope", "data" or "noise", which answer m is.
-        both_ways: whether it also goes from the data to noise.
+        both_ways: whether a scheme that solves the ODE also goes from the data to noise.
+        from_pure_noise: whether it can start at u = 1, where the log-SNR is infinite.
 
     Raises:
         TypeError: an option of another type.
         ValueError: options that are wrong or do not fit together.
     """
-
-    steps: int | None = None
-    _: KW_ONLY
-    grid: Grid | Tensor | None = None
-
-    asks: ClassVar[str] = "slope"
-    both_ways: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        if self.steps is not None:
-            _checks.whole("steps", self.steps)
-        if self.grid is not None:
-            check_grid(self.grid, self.steps)
-        if self.steps is None and not isinstance(self.grid, Tensor):
-            raise ValueError(f"{type(self).__name__} needs steps, the number of steps.")
-
-    @property
-    def span(self) -> tuple[float, float] | None:
-        """See `Solver.span`."""
-        return span_of(self.grid)
-
-    @property
-    def own_grid(self) -> Grid:
-        """The grid where none is given."""
-        return PowerGrid(2)
 
     @abstractmethod
     def predictor(self, knots: Laid) -> Sequence[Row]:
@@ -108,26 +65,20 @@ class Multistep(Solver):
         """A row for every step but the last, with the answer at its second knot first; none without a corrector."""
         return []
 
-    def run(self, problem: Problem) -> Result:
-        """Integrate `problem`: used by `sdegen.solve` and, for a scheme of slopes, by `sdegen.log_prob`."""
-        self._check_problem(problem)
-        knots = problem.lay(self.own_grid if self.grid is None else self.grid, steps_on(self.grid, self.steps) or 0)
+    def walk(self, problem: Problem, knots: Laid) -> Result:
+        """See `RowSolver.walk`."""
         rows = joined_rows(self.predictor(knots), self.corrector(knots))
         model, cond, one = problem.model, problem.cond, torch.ones(len(rows), dtype=torch.float64)
+        if any(row.std for row in rows):
+            model.needs_score(type(self).__name__)
         c, d = ANSWERS[self.asks]
         queries = model.plan(problem.y, knots.u[:-1], knots.t[:-1], c * one, d * one)
         levels = torch.tensor([row.std for row in rows], dtype=torch.float64).to(problem.y).unbind(0)
         std = [level if row.std else None for row, level in zip(rows, levels, strict=True)]
-        remembered = [len(row.weights) - 1 for row in rows[1:]] + [0]
+        remembered, answer = answers_kept(rows), answering(problem)
 
         def step(k: int, y: Tensor, ask: Ask, memory: Memory) -> tuple[tuple[Tensor, Tensor | None], Memory]:
-            if problem.probes is None:
-                newest = model.estimate(y, queries[k], cond)
-            else:
-                newest = joined(
-                    *drift_and_divergence(model, problem.event(y), queries[k], cond, problem.probes, problem.chunk)
-                )
-            answers = (newest, *memory)
+            answers = (answer(y, queries[k], cond), *memory)
             keep, weights, _ = rows[k]
             y = y if keep == 1 else keep * y
             for w, m in zip(weights, answers, strict=False):
@@ -137,17 +88,6 @@ class Multistep(Solver):
         result = march(problem, knots.u, knots.t, step, memory=())
         result.calls = result.accepted  # planned questions do not pass through `ask`: one a step
         return result
-
-    def _check_problem(self, problem: Problem) -> None:
-        name = type(self).__name__
-        if problem.u_to > problem.u_from and not (self.both_ways and self.solves_ode):
-            raise ValueError(f"{name} runs from noise to data; use Adams or an ODESolver towards noise.")
-        if problem.probes is not None and self.asks != "slope":
-            raise ValueError(
-                f"{name} works on the {self.asks}, and a log-density needs slopes: use Adams or an ODESolver."
-            )
-        if not self.solves_ode:
-            problem.model.needs_score(name)
 
 
 def joined_rows(predicted: Sequence[Row], corrected: Sequence[Row]) -> list[Row]:
@@ -164,3 +104,11 @@ def joined_rows(predicted: Sequence[Row], corrected: Sequence[Row]) -> list[Row]
         pairs = zip_longest(change, after.weights, fillvalue=0.0)
         rows.append(Row(after.keep, [after.keep * c + w for c, w in pairs], after.std))
     return rows
+
+
+def answers_kept(rows: Sequence[Row]) -> list[int]:
+    """How many answers are kept after every step, so that each later row finds those that it weighs."""
+    kept = [0]
+    for row in reversed(rows[1:]):
+        kept.append(max(len(row.weights), kept[-1]) - 1 if len(row.weights) or kept[-1] else 0)
+    return kept[::-1]

@@ -1,0 +1,270 @@
+"""Re-noising: a solver whose state goes up the clock again, by exact noise, and down by the solver.
+
+From the clock u up to w, y_w is drawn from the path's own transition, so that a state with the law of the path at u
+gets that at w, whatever the data:
+
+    y_w = q y_u + scale sqrt(w^2 - q^2 u^2) z,     q = (1-w)/(1-u)          sigma^2/alpha^2 grows by what z adds
+
+What the solver did wrong on its way to u, the noise makes good. Three of the field's methods are this one move, made at
+other knots, with rho = sigma/alpha = u/(1-u):
+
+    Churn       before a step, up by a factor 1 + gamma in rho; the step starts there
+    Langevin    after a step, up by a factor sqrt(1 + 4 snr^2) in rho, and one step back to the knot, several times
+    Restart     at one knot, up to another, and down again by all the steps between, several times
+
+Langevin's corrector, x + delta score + sqrt(2 delta) z, is the second to first order in delta = 2 (snr sigma)^2: the
+noise adds 2 delta to the variance, and the step back follows the score for half of it.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from sdegen import _checks
+from sdegen.solvers.base import Problem, Result, Solver
+from sdegen.solvers.grids import Laid
+from sdegen.solvers.noise import normals_of_step
+from sdegen.solvers.rows import RowSolver
+
+
+@dataclass(frozen=True, eq=False)
+class Renoised(Solver):
+    """A solver on a clock that goes down and up: write your own by giving `legs`.
+
+    Every leg is a solve of its own: a multistep scheme has no memory at its first step. `noise=` holds the normals of
+    every move, (n, B, *event) for the n + 1 clocks of `Solution.u`: a deterministic solver's moves do not use theirs.
+
+    Args:
+        solver: what goes down: a `Multistep` or `OneStep`.
+        scale: the noise is multiplied by it; 1 is exact.
+
+    Raises:
+        TypeError: an option of another type.
+        ValueError: options that are wrong or do not fit together.
+    """
+
+    solver: RowSolver
+    scale: float = field(default=1.0, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.solver, RowSolver):
+            raise TypeError(
+                f"{type(self).__name__} goes down by a Multistep or OneStep solver, such as Heun or DPMSolver, and "
+                f"{self.solver!r} is {type(self.solver).__name__}."
+            )
+        _checks.real("scale", self.scale, 0)
+
+    @property
+    def span(self) -> tuple[float, float] | None:
+        """See `Solver.span`."""
+        return self.solver.span
+
+    @abstractmethod
+    def legs(self, knots: Sequence[float], top: float) -> Sequence[Sequence[float]]:
+        """The ways down, each from at or above the end of the one before.
+
+        Args:
+            knots: the clocks at which the solver steps, falling.
+            top: the highest clock that the model knows; no leg may start above it.
+
+        Returns:
+            for every leg the clocks at which the solver steps; the first starts at or above knots[0], the last ends at
+            knots[-1].
+        """
+
+    def run(self, problem: Problem) -> Result:
+        """Carry the state along the legs: used by `sdegen.solve`."""
+        laid, model = self.solver.laid(problem), problem.model
+        model.needs_score(type(self).__name__)
+        knots = laid.u.tolist()
+        legs = [list(leg) for leg in self.legs(knots, min(model.path.ends[1], model.clocks[1]))]
+        if legs == [knots]:
+            return self.solver.walk(problem, laid)
+        moves = _moves(knots[0], legs)
+        normals = normals_of_step(problem.y, problem.noise, problem.generator, len(moves) - 1)
+        known = dict(zip(knots, laid.t.tolist(), strict=True))
+        times = [known[u] if u in known else float(model.path.time(u)) for u in moves]
+        done = Result(problem.y, moves[:1], [problem.y], times[:1])
+        with problem.bar(len(legs)) as bar:
+            for leg in legs:
+                k = len(done.u) - 1
+                if leg[0] > moves[k]:
+                    done = _joined(done, self._up(done.y, moves[k], leg[0], times[k + 1], normals(k)))
+                    k += 1
+                on = slice(k, k + len(leg))
+                part = replace(problem, y=done.y, u_from=leg[0], u_to=leg[-1], noise=None, progress=False)
+                if problem.noise is not None:
+                    part.noise = partial(_later, normals, k)
+                down = Laid(torch.tensor(moves[on]).double(), torch.tensor(times[on]).double(), laid.clock)
+                done = _joined(done, self.solver.walk(part, down))
+                bar()
+        return done if problem.trajectory else replace(done, states=[])
+
+    def _up(self, y: Tensor, u: float, w: float, t: float, z: Tensor) -> Result:
+        """The state at the clock w > u, drawn given that at u."""
+        keep = (1 - w) / (1 - u)
+        std = self.scale * math.sqrt((w - keep * u) * (w + keep * u))
+        y = torch.add(keep * y, z, alpha=std)
+        return Result(y, [u, w], [y, y], [t, t])
+
+
+def _moves(start: float, legs: Sequence[Sequence[float]]) -> list[float]:
+    """All clocks from the start on, up and down."""
+    moves = [start]
+    for leg in legs:
+        moves += leg if leg[0] > moves[-1] else leg[1:]
+    return moves
+
+
+def _later(normals: Callable[[int], Tensor], k: int, j: int) -> Tensor:
+    """The normals of a leg's step j, whose first move is the k-th of all."""
+    return normals(k + j)
+
+
+def _joined(a: Result, b: Result) -> Result:
+    """One result after another, whose first knot is the last of `a`."""
+    times = [*(a.times or ()), *(b.times or ())[1:]]
+    cost = (a.calls + b.calls, a.accepted + b.accepted, a.rejected + b.rejected)
+    return Result(b.y, [*a.u, *b.u[1:]], [*a.states, *b.states[1:]], times, None, *cost)
+
+
+def _raised(u: float, factor: float, top: float) -> float:
+    """The clock where rho = u/(1-u) is `factor` times what it is at u, but not above `top`."""
+    return min(factor * u / (1 - u + factor * u), top)
+
+
+@dataclass(frozen=True, eq=False)
+class Churn(Renoised):
+    """Before each step up by a factor 1 + gamma in rho = sigma/alpha, then the step from there: EDM's churn.
+
+        gamma = min(churn / N, sqrt(2) - 1)   where rho lies in [low, high], else 0;   N steps
+
+    Around `Heun`, it is EDM's stochastic sampler, with S_churn = churn, S_tmin = low, S_tmax = high, S_noise = scale.
+    Every step is the solver's first: take a one-step scheme. No state goes above the path's own noise end.
+
+    Args:
+        solver: what steps: a `OneStep` such as `Heun`, or a `Multistep` of order 1.
+        churn: how much noise in all; 0 for none. 40 in EDM for CIFAR-10, with low = 0.05, high = 50, scale = 1.003.
+        low: no noise below this rho.
+        high: no noise above it.
+        scale: the noise is multiplied by it; 1 is exact.
+
+    Raises:
+        TypeError: an option of another type.
+        ValueError: an option that is negative, or low above high.
+
+    References:
+        Elucidating the Design Space of Diffusion-Based Generative Models, Karras et al., 2022, arXiv:2206.00364.
+    """
+
+    churn: float = 40.0
+    low: float = field(default=0.0, kw_only=True)
+    high: float = field(default=math.inf, kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _checks.real("churn", self.churn, 0)
+        _checks.real("low", self.low, 0)
+        if self.high != math.inf:
+            _checks.real("high", self.high, self.low)
+
+    def legs(self, knots: Sequence[float], top: float) -> list[list[float]]:
+        """See `Renoised.legs`."""
+        factor = 1 + min(self.churn / (len(knots) - 1), math.sqrt(2) - 1)
+        churned = [u < 1 and self.low <= u / (1 - u) <= self.high for u in knots[:-1]]
+        starts = [_raised(u, factor, top) if more else u for u, more in zip(knots, churned, strict=False)]
+        return [[max(start, u), v] for start, (u, v) in zip(starts, pairwise(knots), strict=True)]
+
+
+@dataclass(frozen=True, eq=False)
+class Langevin(Renoised):
+    """After each step a Langevin corrector: up by noise, and one step of the solver back to the knot, several times.
+
+        rho up to rho sqrt(1 + 4 snr^2)          that is Langevin's step delta = 2 (snr sigma)^2, see the module's page
+
+    Song et al. take delta from the ratio of the norms of noise and score, delta = 2 (snr |z|/|score|)^2, averaged over
+    the batch. Here both norms are expected ones, |z|/|score| = sigma: a sample does not depend on its batch-mates, and
+    the corrector keeps the law of the path whatever snr is, to the error of the step back. (With each sample's own
+    norms it does not: it would draw from p |score|^2.) Every step is the solver's first, and none is corrected at clean
+    data: take a one-step scheme, or DPMSolver(steps, 1) for one call a correction.
+
+    Args:
+        solver: what steps and corrects: a `OneStep` such as `Heun`, or a `Multistep` of order 1.
+        snr: the signal-to-noise ratio of a correction, positive.
+        times: corrections after each step; 0 for none.
+        scale: the noise is multiplied by it; 1 is exact.
+
+    Raises:
+        TypeError: an option of another type.
+        ValueError: an option out of its range.
+
+    References:
+        Score-Based Generative Modeling through Stochastic Differential Equations, Song et al., 2021, arXiv:2011.13456.
+    """
+
+    snr: float = 0.16
+    times: int = field(default=1, kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _checks.real("snr", self.snr, 0, strict=True)
+        _checks.whole("times", self.times, least=0)
+
+    def legs(self, knots: Sequence[float], top: float) -> list[list[float]]:
+        """See `Renoised.legs`."""
+        factor, legs = math.sqrt(1 + 4 * self.snr**2), list[list[float]]()
+        for u, v in pairwise(knots):
+            legs += [[u, v], *([[_raised(v, factor, top), v]] * (self.times if v > 0 else 0))]
+        return legs if self.times else [list(knots)]
+
+
+@dataclass(frozen=True, eq=False)
+class Restart(Renoised):
+    """At one knot up by noise, and down again by the solver's steps between, several times.
+
+    Args:
+        solver: what steps: any `Multistep` or `OneStep`.
+        low: the clock u at which it restarts: the solver's knot nearest to it.
+        high: the clock u up to which noise is added, between low and 1; `Solution.u` tells both.
+        times: how often; 0 is the solver itself.
+        scale: the noise is multiplied by it; 1 is exact.
+
+    Raises:
+        TypeError: an option of another type.
+        ValueError: low and high that are no interval; later, one that does not lie inside the solve.
+
+    References:
+        Restart Sampling for Improving Generative Processes, Xu et al., 2023, arXiv:2306.14878.
+    """
+
+    low: float = 0.1
+    high: float = 0.5
+    times: int = field(default=1, kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        low = _checks.real("low", self.low, 0, 1, strict=True)
+        _checks.real("high", self.high, low, 1, strict=True)
+        _checks.whole("times", self.times, least=0)
+
+    def legs(self, knots: Sequence[float], top: float) -> list[list[float]]:
+        """See `Renoised.legs`."""
+        turn = min(range(len(knots)), key=lambda k: abs(knots[k] - self.low))
+        if not (knots[-1] <= self.low and knots[turn] < self.high <= min(knots[0], top)):
+            raise ValueError(
+                f"The restart from u = {self.low} up to {self.high} must lie inside the solve from u = {knots[0]} to "
+                f"{knots[-1]}, with a knot near its lower end, and the nearest is {knots[turn]}."
+            )
+        if not self.times:
+            return [list(knots)]
+        again = [self.high, *(u for u in knots[: turn + 1] if u < self.high)]
+        rest = [list(knots[turn:])] if turn < len(knots) - 1 else []
+        return [list(knots[: turn + 1])] * (turn > 0) + [again] * self.times + rest

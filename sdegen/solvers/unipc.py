@@ -1,0 +1,57 @@
+"""UniPC: a predictor and a corrector of x_hat in l, which uses the answer that the next step needs anyway.
+
+With the letters of exponential.py, both integrate the polynomial in l exactly: UniP through the last p answers, UniC
+through these and the answer at the end of the step. Through two answers, UniP of order 2 and UniC of order 1, the line
+is taken at the middle of the step, mu_1 = mu_0 / 2; with B(h) = e^h - 1 (bh2) the others need no B.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sdegen import _checks
+from sdegen.solvers.exponential import data_rows, midpoint_moments
+from sdegen.solvers.grids import Laid
+from sdegen.solvers.multistep import Multistep
+from sdegen.solvers.rows import Row
+
+
+@dataclass(frozen=True, eq=False)
+class UniPC(Multistep):
+    """The unified predictor-corrector (bh2, on x_hat) on the probability-flow ODE, one network call a step.
+
+    Numbers as in diffusers: the last steps fall to order 1, and the last one of all is not corrected.
+
+    Args:
+        steps: number of steps, and of network calls; may be left out with a tensor `grid`.
+        order: answers that the predictor uses, 1 to 3; the corrector uses one more.
+        grid: where it steps, `PowerGrid(2)` by default.
+
+    Raises:
+        TypeError: an option of another type.
+        ValueError: an order that is none of these, options that do not fit together.
+
+    References:
+        UniPC: A Unified Predictor-Corrector Framework for Fast Sampling of Diffusion Models, Zhao et al., 2023,
+            arXiv:2302.04867.
+    """
+
+    order: int = 2
+
+    asks = "data"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _checks.whole("order", self.order, most=3)
+
+    def predictor(self, knots: Laid) -> list[Row]:
+        """See `Multistep.predictor`."""
+        return data_rows(knots.u, self._orders(knots), midpoint_moments)
+
+    def corrector(self, knots: Laid) -> list[Row]:
+        """See `Multistep.corrector`."""
+        return data_rows(knots.u, [p + 1 for p in self._orders(knots)[:-1]], midpoint_moments, ahead=1)
+
+    def _orders(self, knots: Laid) -> list[int]:
+        steps = len(knots.u) - 1
+        return [min(self.order, k + 1, steps - k) for k in range(steps)]

@@ -29,7 +29,7 @@ LAYERS = [  # a file imports only from rows above its own
     {"_arguments"},
     {"solvers.noise", "solvers.divergence", "solvers.grids"},
     {"solvers.base"},
-    {"solvers.brownian", "solvers.ode", "solvers.ancestral", "solvers.rows"},
+    {"solvers.brownian", "solvers.ode", "solvers.ancestral", "solvers.scheme"},
     {"solvers.sde", "solvers.multistep", "solvers.onestep", "solvers.exponential", "solvers.renoised"},
     {"solvers.adams", "solvers.dpm", "solvers.unipc", "solvers.sasolver", "solvers.heun"},
     {"solvers.deis"},

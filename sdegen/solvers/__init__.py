@@ -12,7 +12,7 @@ from sdegen.solvers.multistep import Multistep
 from sdegen.solvers.ode import ODE_METHODS, ODESolver
 from sdegen.solvers.onestep import OneStep, Stage
 from sdegen.solvers.renoised import Churn, Langevin, Renoised, Restart
-from sdegen.solvers.rows import Row
+from sdegen.solvers.scheme import Row
 from sdegen.solvers.sasolver import SASolver
 from sdegen.solvers.sde import SDE_METHODS, SDESolver
 from sdegen.solvers.unipc import UniPC

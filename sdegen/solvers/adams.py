@@ -20,7 +20,7 @@ from torch import Tensor
 from sdegen import _checks
 from sdegen.solvers.grids import Clock, Grid, Laid, PowerGrid, StretchedGrid
 from sdegen.solvers.multistep import Multistep
-from sdegen.solvers.rows import Row
+from sdegen.solvers.scheme import Row
 
 NODES = 32
 """Of the Gauss-Legendre quadratures over a step."""

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from sdegen import _checks
 from sdegen.solvers.dpm import ramped
 from sdegen.solvers.exponential import noise_rows
-from sdegen.solvers.grids import Laid
+from sdegen.solvers.grids import Grid, Laid, PowerGrid
 from sdegen.solvers.multistep import Multistep
-from sdegen.solvers.rows import Row
+from sdegen.solvers.scheme import Row
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +28,7 @@ class DEIS(Multistep):
     Args:
         steps: number of steps, and of network calls; may be left out with a tensor `grid`.
         order: answers that a step uses, 1 to 3.
-        grid: where it steps, `PowerGrid(2)` by default.
+        grid: where it steps, `PowerGrid(1.5)` by default; on VP `PowerGrid(2, "t")` is a little better.
 
     Raises:
         TypeError: an option of another type.
@@ -46,6 +46,11 @@ class DEIS(Multistep):
     def __post_init__(self) -> None:
         super().__post_init__()
         _checks.whole("order", self.order, most=3)
+
+    @property
+    def own_grid(self) -> Grid:
+        """See `Scheme.own_grid`."""
+        return PowerGrid(1.5)
 
     def predictor(self, knots: Laid) -> list[Row]:
         """See `Multistep.predictor`."""

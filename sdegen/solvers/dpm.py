@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 
 from sdegen import _checks
 from sdegen.solvers.exponential import data_rows, midpoint_moments
-from sdegen.solvers.grids import Laid
+from sdegen.solvers.grids import Grid, Laid, PowerGrid
 from sdegen.solvers.multistep import Multistep
-from sdegen.solvers.rows import Row
+from sdegen.solvers.scheme import Row
 
 FEW = 15
 """Below so many steps the last two fall to orders 2 and 1."""
@@ -41,7 +41,8 @@ class DPMSolver(Multistep):
         steps: number of steps, and of network calls; may be left out with a tensor `grid`.
         order: answers that a step uses, 1 to 3; 3 for the ODE alone. On the ODE both 2 and 3 converge with order 2.
         eta: the noise level of w^2 = eta^2 2u/(1-u), not negative: 0 is the ODE, 1 Anderson's reverse SDE.
-        grid: where it steps, `PowerGrid(2)` by default.
+        grid: where it steps, `PowerGrid(1.5)` by default, the best of nine on three exact targets from 5 to 50 calls; with
+            eta > 0 `PowerGrid(4)`, the best from 20 calls on.
 
     Raises:
         TypeError: an option of another type.
@@ -63,6 +64,11 @@ class DPMSolver(Multistep):
         _checks.real("eta", self.eta, 0)
         if self.eta and self.order == 3:
             raise ValueError(f"DPMSolver with eta = {self.eta} is of order 1 or 2, not 3: the ODE alone has it.")
+
+    @property
+    def own_grid(self) -> Grid:
+        """See `Scheme.own_grid`."""
+        return PowerGrid(4) if self.eta else PowerGrid(1.5)
 
     def predictor(self, knots: Laid) -> list[Row]:
         """See `Multistep.predictor`."""

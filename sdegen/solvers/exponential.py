@@ -26,7 +26,7 @@ import torch
 from scipy.special import gammainc
 from torch import Tensor
 
-from sdegen.solvers.rows import Row
+from sdegen.solvers.scheme import Row
 
 Moments = Callable[[float, int], list[float]]
 """(x, n) to mu_0 ... mu_(n-1)."""

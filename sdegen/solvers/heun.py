@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from sdegen.solvers.grids import Grid, PowerGrid
 from sdegen.solvers.onestep import OneStep, Stage
-from sdegen.solvers.rows import Row
+from sdegen.solvers.scheme import Row
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,7 +23,8 @@ class Heun(OneStep):
 
     Args:
         steps: number of steps; may be left out with a tensor `grid`.
-        grid: where it steps, `PowerGrid(2)` by default; EDM's own is `KarrasGrid(7)`.
+        grid: where it steps, `PowerGrid(2, "t")` by default; EDM's own, `KarrasGrid(7)`, and `PowerGrid(1.5)` are four
+            to six times worse on three exact targets on VP, from 5 to 50 calls.
 
     Raises:
         TypeError: an option of another type.
@@ -38,8 +39,8 @@ class Heun(OneStep):
 
     @property
     def own_grid(self) -> Grid:
-        """See `RowSolver.own_grid`."""
-        return PowerGrid(2)
+        """See `Scheme.own_grid`."""
+        return PowerGrid(2, "t")
 
     def stages(self, u: float, v: float) -> list[Stage]:
         """See `OneStep.stages`."""

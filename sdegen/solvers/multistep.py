@@ -25,11 +25,11 @@ from torch import Tensor
 
 from sdegen.solvers.base import Ask, Memory, Problem, Result, march
 from sdegen.solvers.grids import Laid
-from sdegen.solvers.rows import ANSWERS, Row, RowSolver, answering
+from sdegen.solvers.scheme import ANSWERS, Row, Scheme, answering
 
 
 @dataclass(frozen=True, eq=False)
-class Multistep(RowSolver):
+class Multistep(Scheme):
     """A scheme made of rows: write your own by giving `predictor` and, where there is one, `corrector`.
 
     Adams-Bashforth of order 2 on slopes, with h_k = u_{k+1} - u_k:
@@ -66,7 +66,7 @@ class Multistep(RowSolver):
         return []
 
     def walk(self, problem: Problem, knots: Laid) -> Result:
-        """See `RowSolver.walk`."""
+        """See `Scheme.walk`."""
         rows = joined_rows(self.predictor(knots), self.corrector(knots))
         model, cond, one = problem.model, problem.cond, torch.ones(len(rows), dtype=torch.float64)
         if any(row.std for row in rows):

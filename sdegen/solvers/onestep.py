@@ -21,7 +21,7 @@ from torch import Tensor
 from sdegen.models.base import Query
 from sdegen.solvers.base import Ask, Problem, Result, march
 from sdegen.solvers.grids import Laid
-from sdegen.solvers.rows import ANSWERS, Row, RowSolver, answering
+from sdegen.solvers.scheme import ANSWERS, Row, Scheme, answering
 
 
 class Stage(NamedTuple):
@@ -37,7 +37,7 @@ class Stage(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class OneStep(RowSolver):
+class OneStep(Scheme):
     """A scheme without memory: write your own by giving `stages`. The explicit midpoint rule on slopes is
 
         @dataclass(frozen=True, eq=False)
@@ -67,7 +67,7 @@ class OneStep(RowSolver):
         """The stages of a step from the clock u to v, the last of them at v: one network call each."""
 
     def walk(self, problem: Problem, knots: Laid) -> Result:
-        """See `RowSolver.walk`."""
+        """See `Scheme.walk`."""
         steps = [self.stages(u, v) for u, v in pairwise(knots.u.tolist())]
         queries, answer, cond = self._planned(problem, knots, steps), answering(problem), problem.cond
         std = [stages[-1].row.std or None for stages in steps]

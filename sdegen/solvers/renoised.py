@@ -32,7 +32,7 @@ from sdegen import _checks
 from sdegen.solvers.base import Problem, Result, Solver
 from sdegen.solvers.grids import Laid
 from sdegen.solvers.noise import normals_of_step
-from sdegen.solvers.rows import RowSolver
+from sdegen.solvers.scheme import Scheme
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,11 +51,11 @@ class Renoised(Solver):
         ValueError: options that are wrong or do not fit together.
     """
 
-    solver: RowSolver
+    solver: Scheme
     scale: float = field(default=1.0, kw_only=True)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.solver, RowSolver):
+        if not isinstance(self.solver, Scheme):
             raise TypeError(
                 f"{type(self).__name__} goes down by a Multistep or OneStep solver, such as Heun or DPMSolver, and "
                 f"{self.solver!r} is {type(self.solver).__name__}."

@@ -41,7 +41,7 @@ class Row(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class RowSolver(Solver):
+class Scheme(Solver):
     """What `Multistep` and `OneStep` share.
 
     Args:

@@ -1,11 +1,11 @@
 """Multistep schemes: one loop, to which a scheme hands rows of numbers.
 
-    y_{k+1} = keep y_k + sum over j of w_j m_j + std z        m_0 the answer of the model at knot k, m_1 that at k-1, ...
+    y_{k+1} = keep y_k + sum over j of w_j m_j + std z       m_0 the answer of the model at knot k, m_1 that at k-1, ...
 
 m is the slope D = eps_hat - x_hat, the data x_hat or the noise eps_hat, whichever the scheme asks for. A predictor
 gives a row for every step. A corrector gives the row of the same step once the answer at its end is known too: it is
 the one that the next step needs anyway, at the predicted state, so that a step stays one network call. With c_j the
-weights of the corrector, that answer first, correcting step k-1 and predicting step k is one row, where both keep alike:
+weights of the corrector, that answer first, correcting step k-1 and predicting step k is one row if both keep alike:
 
     y*_k = y_k + c_0 m_0 + sum over j > 0 of (c_j - w_{j-1}) m_j
     y_{k+1} = keep y*_k + sum over j of w_j m_j + std z

@@ -19,6 +19,10 @@ class NonFiniteError(ValueError):
     """A state or a network output became NaN or infinite; the message names the clock and counts the samples."""
 
 
+class AccuracyWarning(UserWarning):
+    """What was asked for runs, and is known to be far from the truth."""
+
+
 def whole(name: str, value: object, least: int = 1, most: int | None = None) -> int:
     """An integer of at least `least`, and at most `most`; bools and floats are refused."""
     if isinstance(value, bool) or not isinstance(value, int):

@@ -349,9 +349,10 @@ def _split(moved: object, k: int) -> tuple[object, Memory]:
     """(move, memory) from what a multistep scheme returned, after a TypeError unless memory is a tuple of tensors."""
     move, memory = moved if isinstance(moved, tuple) and len(moved) == 2 else (None, moved)
     if not isinstance(memory, tuple) or not all(isinstance(kept, Tensor) for kept in memory):
+        names = [type(kept).__name__ for kept in memory] if isinstance(memory, tuple) else type(memory).__name__
         raise TypeError(
             f"step({k}, y, ask, memory) must return (state, memory) or ((mean, std), memory), memory a tuple of "
-            f"tensors, and its memory is {type(memory).__name__}."
+            f"tensors, and its memory is {names}."
         )
     return move, memory
 

@@ -101,7 +101,7 @@ def sample(
     """
     check_model(model)
     _check_solver(solver)
-    _check_gradients(solver, differentiable, checkpoint_every)
+    _check_gradients(model, solver, differentiable, checkpoint_every)
     shape = _checks.batch_shape(shape)
     dtype, device = _dtype_and_device(model, dtype, device)
     _checks.generators(generator, shape[0], device)
@@ -267,7 +267,7 @@ def solve(
     check_model(model)
     x = _checks.batch("x", x)
     _check_solver(solver)
-    _check_gradients(solver, differentiable, checkpoint_every)
+    _check_gradients(model, solver, differentiable, checkpoint_every)
     _checks.choice("end", to, ("data", "noise"))
     ends = interval(model, to, u, solver.span)
     _checks.generators(generator, len(x), x.device)
@@ -302,7 +302,7 @@ def _check_solver(solver: object) -> None:
         raise TypeError(f"solver must be an SDESolver, ODESolver, Ancestral, DDIM or another Solver, not {solver!r}.")
 
 
-def _check_gradients(solver: Solver, differentiable: bool, checkpoint_every: int | None) -> None:
+def _check_gradients(model: Model, solver: Solver, differentiable: bool, checkpoint_every: int | None) -> None:
     """A solve keeps its graph where it was told to, its solver can and gradients are on."""
     if not isinstance(differentiable, bool):
         raise TypeError(f"differentiable must be True or False, and it is {differentiable!r}.")
@@ -323,6 +323,19 @@ def _check_gradients(solver: Solver, differentiable: bool, checkpoint_every: int
             "differentiable=True keeps the graph of the solve, and gradients are switched off here, by torch.no_grad "
             "or torch.inference_mode."
         )
+    if differentiable:
+        _check_paths(model)
+
+
+def _check_paths(model: Model) -> None:
+    """No path in the model has parameters: of their gradients only a part would come out."""
+    for path in (part.path for part in model.modules() if isinstance(part, Model)):
+        t = torch.tensor(0.5 * (path.t_data + path.t_noise), dtype=torch.float64)
+        if path.alpha(t).requires_grad or path.sigma(t).requires_grad:
+            raise ValueError(
+                f"The gradients of a solve do not reach its path, and {path!r} asks for them: give it alpha and sigma "
+                "without, by detach()."
+            )
 
 
 def _checked_noise(noise: Noise, solver: Solver) -> Noise:

@@ -130,6 +130,18 @@ def test_of_an_engine_one_call_after_another_is_made_again(solver):
     assert found.calls == 12
 
 
+@pytest.mark.parametrize("verb", [sdegen.encode, sdegen.decode, sdegen.sample, sdegen.solve])
+def test_every_verb_hands_it_on(verb):
+    """As many calls again in the backward pass, and none of them without."""
+    net, solver, x = Counting(), AdamsBashforth2(6), torch.randn(6, 2)
+    model = sdegen.ScoreModel(net, sdegen.VPSDE(), "v")
+    for every, calls in ((None, 6), (2, 12)):
+        net.times.clear()
+        found = verb(model, (6, 2) if verb is sdegen.sample else x, solver, differentiable=True, checkpoint_every=every)
+        (found if isinstance(found, torch.Tensor) else found.x).sum().backward()
+        assert len(net.times) == calls
+
+
 @pytest.mark.parametrize("solver", [sdegen.ODESolver("rk4", steps=4), sdegen.SDESolver("euler", 4)], ids=repr)
 def test_the_steps_of_an_engine_are_not_taken_in_chunks(solver):
     def never(x, t):

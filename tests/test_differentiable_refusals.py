@@ -90,6 +90,36 @@ def test_no_graph_can_be_kept_where_gradients_are_off(verb, off):
         verb(differentiable=True)
 
 
+class Learnable(sdegen.GaussianPath):
+    """VP whose rate is a parameter."""
+
+    def __init__(self):
+        self.rate = torch.tensor(9.0, requires_grad=True)
+
+    def __repr__(self):
+        return "Learnable()"
+
+    def alpha(self, t):
+        return torch.exp(-0.5 * self.rate * t**2)
+
+    def sigma(self, t):
+        return torch.sqrt(-torch.expm1(-self.rate * t**2))
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_a_path_has_no_gradients(moved):
+    """Rather than those of a part of the formula; without `differentiable` it is a path like any."""
+    with torch.no_grad():
+        model = sdegen.ScoreModel(never, Learnable(), "v")
+        model = model.on(sdegen.CondOT()) if moved else model
+    with pytest.raises(
+        ValueError, match=r"^The gradients of a solve do not reach its path, and Learnable\(\) asks for t"
+    ):
+        sdegen.solve(model, X, RK4, differentiable=True)
+    still = sdegen.ScoreModel(lambda x, t: torch.tanh(x), Learnable(), "v")
+    assert not sdegen.solve(still, X, RK4).x.requires_grad
+
+
 def test_a_state_made_in_inference_mode_is_a_start_like_any():
     with torch.inference_mode():
         x = torch.randn(4, 2)

@@ -149,7 +149,7 @@ def encode(
         solver: one that solves the ODE; by default that of `log_prob`.
         cond: keyword arguments for the network.
         u: (from, to), only this part of the path.
-        differentiable: keep the graph for a backward pass, see `solve`.
+        differentiable: keep the graph for a backward pass, see `solve`; the default solver is adaptive and has none.
         checkpoint_every: see `solve`.
 
     Returns:
@@ -190,7 +190,7 @@ def decode(
         solver: one that solves the ODE; by default that of `log_prob`.
         cond: keyword arguments for the network.
         u: (from, to), only this part of the path; z is then x_t at u[0].
-        differentiable: keep the graph for a backward pass, see `solve`.
+        differentiable: as in `encode`.
         checkpoint_every: see `solve`.
 
     Returns:
@@ -251,7 +251,7 @@ def solve(
             normalisation must not act.
         checkpoint_every: None keeps the activations of all network calls for the backward pass. A number k keeps the
             states between chunks of k steps, and the backward pass takes the steps of one chunk after another again:
-            twice the network calls, 1/N k of the memory. It must be 1 for an ODESolver or SDESolver, whose loop is its
+            twice the network calls, k/N of the activations. It is 1 for an ODESolver or SDESolver, whose loop is its
             engine's, and every network call then is a chunk. Normals are drawn once; what the network draws itself, as
             dropout does, is repeated by setting torch's global generators back and putting them right again. Batch
             normalisation in training mode counts a chunk twice.

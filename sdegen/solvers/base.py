@@ -18,7 +18,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass
-from functools import cache
+from functools import partial
 from typing import ClassVar, Protocol, overload
 
 import torch
@@ -176,6 +176,11 @@ class Solver(ABC):
         """Carry `problem.y` from `problem.u_from` to `problem.u_to`."""
 
     @property
+    def differentiable(self) -> bool:
+        """Whether autograd passes through it, as `differentiable=True` needs: not where it chooses its own steps."""
+        return True
+
+    @property
     def span(self) -> tuple[float, float] | None:
         """(u_high, u_low) of a grid with ends of its own, which stand for the path's where `u=` is None; else None."""
         return None
@@ -305,16 +310,25 @@ def _in_chunks(
 ) -> Callable[..., object]:
     """`step` with its noise added, of whose activations only those between chunks of steps are kept for `backward`.
 
-    The first step of a chunk takes all of them; the normals are drawn once and kept for the second pass.
+    The first step of a chunk takes all of them. A second pass has the normals of the first. Where no generator was
+    given it still draws, and throws away: torch has set its global generator back, and a network that draws between
+    the normals, as dropout does, must find its own again.
     """
-    every, drawn = problem.checkpoint_every or steps, cache(normals)
+    every = problem.checkpoint_every or steps
+    drawn: dict[int, Tensor] = {}
     ahead: list[object] = []
+
+    def same_normals(k: int) -> Tensor:
+        if k not in drawn or problem.generator is None:
+            z = normals(k)
+            drawn.setdefault(k, z)
+        return drawn[k]
 
     def chunk(first: int, y: Tensor, ask: Ask, memory: Memory | None) -> list[object]:
         taken: list[object] = []
         for k in range(first, min(first + every, steps)):
             moved = step(k, y, ask) if memory is None else step(k, y, ask, memory)
-            y, memory = _moved(moved, y, memory, problem, k, drawn)
+            y, memory = _moved(moved, y, memory, problem, k, same_normals)
             taken.append(y if memory is None else (y, memory))
         return taken
 
@@ -340,9 +354,10 @@ def _split(moved: object, k: int) -> tuple[object, Memory]:
     """(move, memory) from what a multistep scheme returned, after a TypeError unless memory is a tuple of tensors."""
     move, memory = moved if isinstance(moved, tuple) and len(moved) == 2 else (None, moved)
     if not isinstance(memory, tuple) or not all(isinstance(kept, Tensor) for kept in memory):
+        names = [type(kept).__name__ for kept in memory] if isinstance(memory, tuple) else type(memory).__name__
         raise TypeError(
             f"step({k}, y, ask, memory) must return (state, memory) or ((mean, std), memory), memory a tuple of "
-            f"tensors, and its memory is {type(memory).__name__}."
+            f"tensors, and its memory is {names}."
         )
     return move, memory
 
@@ -378,6 +393,22 @@ def plan_stages(
 def within(u: Tensor, fraction: float) -> Tensor:
     """The clock at a fraction of every step: it is linear between knots, and exact at them."""
     return u[1:] if fraction == 1 else u[:-1] + fraction * (u[1:] - u[:-1])
+
+
+Estimate = Callable[[Tensor, Query, Mapping[str, object]], Tensor]
+
+
+def estimate_of(problem: Problem, solver: Solver, package: str) -> Estimate:
+    """`model.estimate` for the loop of an engine, each call a chunk of its own where activations are computed again."""
+    estimate, every = problem.model.estimate, problem.checkpoint_every
+    if every is None:
+        return estimate
+    if every != 1:
+        raise ValueError(
+            f"{package} takes the steps of {solver!r}, and not in chunks of checkpoint_every = {every}: give 1, with "
+            "which the backward pass computes one network call after another again, or a solver that marches."
+        )
+    return partial(checkpoint, estimate, use_reentrant=False)
 
 
 def raised_inside(error: BaseException, package: str) -> bool:

@@ -25,7 +25,16 @@ from sdegen import _checks
 from sdegen._checks import NonFiniteError
 from sdegen._shapes import event_size
 from sdegen.models.base import Query
-from sdegen.solvers.base import CHECK_EVERY, Problem, Result, Solver, joined, plan_stages, raised_inside
+from sdegen.solvers.base import (
+    CHECK_EVERY,
+    Problem,
+    Result,
+    Solver,
+    estimate_of,
+    joined,
+    plan_stages,
+    raised_inside,
+)
 from sdegen.solvers.divergence import drift_and_divergence
 from sdegen.solvers.grids import Grid, PowerGrid, check_grid, span_of, steps_on
 
@@ -125,6 +134,11 @@ class ODESolver(Solver):
             raise ValueError(f"The ODE method {self.method!r} needs steps, the number of steps.")
 
     @property
+    def differentiable(self) -> bool:
+        """See `Solver.differentiable`."""
+        return not self._scheme.adaptive
+
+    @property
     def span(self) -> tuple[float, float] | None:
         """See `Solver.span`."""
         return span_of(self.grid)
@@ -164,8 +178,9 @@ class _RightHandSide(ABC):
     times: list[float] | None = None
     step_done: Callable[[], object]
 
-    def __init__(self, problem: Problem):
+    def __init__(self, solver: ODESolver, problem: Problem):
         self.problem = problem
+        self.estimate = estimate_of(problem, solver, "torchdiffeq")
         self.calls = 0
         self.accepted = 0
         self.rejected = 0
@@ -181,7 +196,7 @@ class _RightHandSide(ABC):
         problem, query = self.problem, self.query(at)
         self.calls += 1
         if problem.probes is None:
-            return problem.model.estimate(state, query, problem.cond)
+            return self.estimate(state, query, problem.cond)
         y = problem.event(state)
         return joined(*drift_and_divergence(problem.model, y, query, problem.cond, problem.probes, problem.chunk))
 
@@ -198,7 +213,7 @@ class _FixedSteps(_RightHandSide):
     """Queries in a known order: stage after stage of step after step."""
 
     def __init__(self, solver: ODESolver, problem: Problem):
-        super().__init__(problem)
+        super().__init__(solver, problem)
         self.total = solver._steps
         u, t = problem.knots(PowerGrid(1.5) if solver.grid is None else solver.grid, self.total)
         self.knots, self.times = u.tolist(), t.tolist()
@@ -230,7 +245,7 @@ class _AnyTime(_RightHandSide):
     """Queries at any clock, clamped to the interval, with the accepted steps' errors added up sample by sample."""
 
     def __init__(self, solver: ODESolver, problem: Problem):
-        super().__init__(problem)
+        super().__init__(solver, problem)
         atol = solver.rtol if solver.atol is None else solver.atol
         if solver.rtol + atol < 4 * torch.finfo(problem.y.dtype).eps:
             raise ValueError(f"{solver!r} asks for more than {problem.y.dtype} states can hold; loosen rtol and atol.")

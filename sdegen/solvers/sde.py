@@ -31,7 +31,16 @@ from torch import Tensor
 from sdegen import _checks
 from sdegen._checks import NonFiniteError
 from sdegen.models.base import Query
-from sdegen.solvers.base import CHECK_EVERY, Problem, Result, Solver, plan_stages, raised_inside, within
+from sdegen.solvers.base import (
+    CHECK_EVERY,
+    Problem,
+    Result,
+    Solver,
+    estimate_of,
+    plan_stages,
+    raised_inside,
+    within,
+)
 from sdegen.solvers.brownian import AdaptiveBrownian, Increments
 from sdegen.solvers.grids import Grid, PowerGrid, check_grid, span_of, steps_on
 from sdegen.solvers.noise import NoiseProfile
@@ -162,6 +171,11 @@ class SDESolver(Solver):
             )
 
     @property
+    def differentiable(self) -> bool:
+        """See `Solver.differentiable`."""
+        return not self.adaptive
+
+    @property
     def span(self) -> tuple[float, float] | None:
         """See `Solver.span`."""
         return span_of(self.grid)
@@ -212,6 +226,7 @@ class _RightHandSide(ABC):
 
     def __init__(self, solver: SDESolver, problem: Problem):
         self.problem = problem
+        self.estimate = estimate_of(problem, solver, "torchsde")
         self.sde_type = solver._scheme.calculus
         self.calls = 0
         self._last: tuple[float, Tensor, Tensor] | None = None
@@ -242,9 +257,9 @@ class _RightHandSide(ABC):
             return self._last[2]
         problem, query = self.problem, self.query(s, y)
         if len(self._shape) == 2:
-            value = problem.model.estimate(y, query, problem.cond)
+            value = self.estimate(y, query, problem.cond)
         else:
-            value = problem.model.estimate(y.view(self._shape), query, problem.cond).flatten(1)
+            value = self.estimate(y.view(self._shape), query, problem.cond).flatten(1)
         self.calls += 1
         self._last = (s, y, value)
         return value

@@ -59,6 +59,25 @@ class Heun(sdegen.Solver):
         return sdegen.march(problem, u, t, step)
 
 
+@dataclass(frozen=True)
+class Bashforth(sdegen.Solver):
+    """A multistep scheme of one's own: Adams-Bashforth on equal steps."""
+
+    steps: int
+    solves_ode = True
+
+    def run(self, problem: sdegen.Problem) -> sdegen.Result:
+        """March with a memory."""
+        u, t = problem.knots(sdegen.PowerGrid(1), self.steps)
+
+        def step(k: int, y: Tensor, ask: sdegen.Ask, memory: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+            slope = ask(y, u[k])
+            before = memory[0] if memory else slope
+            return y + (u[k + 1] - u[k]) * (1.5 * slope - 0.5 * before), (slope,)
+
+        return sdegen.march(problem, u, t, step, memory=())
+
+
 class Shrunk(sdegen.Wrapped):
     """A model of my own: another model's slope, a little less of it."""
 
@@ -124,6 +143,7 @@ def sample(model: sdegen.ScoreModel) -> None:
     x = sdegen.decode(model, z, ode)
     x = sdegen.decode(Shrunk(model).on(sdegen.CondOT()), z, Heun(4), u=(0.8, 0.1))
     solution: sdegen.Solution = sdegen.solve(model, z, ode, trajectory=True)
+    sdegen.decode(model, z, Bashforth(2), differentiable=True, checkpoint_every=2).sum().backward()
     calls: int = solution.calls
     assert calls == 8
     try:

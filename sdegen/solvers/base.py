@@ -372,6 +372,8 @@ def _checked_step(moved: object, y: Tensor, problem: Problem, k: int) -> tuple[T
         return state, None
     if problem.probes is not None:
         raise ValueError(f"step({k}, y, ask) adds noise, and a log-density is that of the ODE, which has none.")
+    if isinstance(std, Tensor) and std.ndim == 0 and std.dtype is y.dtype:
+        return state, std
     std = like(torch.as_tensor(std, dtype=y.dtype), y)
     if std.shape not in ((), (len(y),) + (1,) * (y.ndim - 1), y.shape):
         raise ValueError(f"std of step {k} must be a number, one per sample, or shaped like y, not {tuple(std.shape)}.")

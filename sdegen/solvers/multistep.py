@@ -129,9 +129,9 @@ class Multistep(Solver):
                 )
             answers = (newest, *memory)
             keep, weights, _ = rows[k]
-            y = y if keep == 1 else keep * y
-            for w, m in zip(weights, answers, strict=False):
-                y = torch.add(y, m, alpha=w)
+            y = torch.add(y if keep == 1 else keep * y, newest, alpha=weights[0])
+            for w, m in zip(weights[1:], memory, strict=True):
+                y.add_(m, alpha=w)
             return (y, std[k]), answers[: remembered[k]]
 
         result = march(problem, knots.u, knots.t, step, memory=())

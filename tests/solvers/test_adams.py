@@ -180,7 +180,7 @@ def test_problems_are_refused_before_the_first_call():
         ValueError, match="a grid whose clock s\\(u\\) is finite at both ends, unlike KarrasGrid\\(rho=inf"
     ):
         sdegen.decode(sdegen.ScoreModel(net, VP), x, no_clock)
-    with pytest.raises(ValueError, match="u = 1, where CondOT.* singular for 'eps'"):
+    with pytest.raises(ValueError, match=r"u = 1, where CondOT.* singular for 'eps'"):
         sdegen.decode(sdegen.ScoreModel(net, sdegen.CondOT()), x, sdegen.Adams(8))
     with pytest.raises(ValueError, match="starts at u = 1, where sigma/alpha is infinite"):
         sdegen.decode(sdegen.ScoreModel(net, sdegen.CondOT(), "v"), x, sdegen.Adams(8, grid=sdegen.KarrasGrid()))

@@ -160,8 +160,8 @@ class SDESolver(Solver):
 
     def _warn_of_few_steps(self) -> None:
         """Ten steps of "srk" on ring8 cost 9 nats of mean log p, and 158 on sixteen dimensions, in silence."""
-        few = self.steps is not None and self.steps < FEW_STEPS and self.grid is None
-        if few and self._scheme.calls == 2 and (self.eta or self.w is not None):
+        noisy = bool(self.eta) or self.w is not None
+        if self._scheme.calls == 2 and noisy and self.grid is None and self.steps and self.steps < FEW_STEPS:
             warnings.warn(
                 f"SDESolver({self.method!r}, steps={self.steps}) takes steps too long for a scheme of two calls: its "
                 f"samples are far from the model. Take StochasticAdams({2 * self.steps}) at the same cost, at least "

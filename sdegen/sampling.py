@@ -41,6 +41,9 @@ class Solution:
         error: (B,), for an adaptive ODE solver: the sum over its accepted steps of the local error estimate of each
             sample, in units of the tolerance atol + rtol |y|; None otherwise.
         y: the end point in straight coordinates, x / (alpha + sigma), in the precision of the solve.
+        sample_calls: (B,) integers, with `ODESolver(steps_for="sample")`: the network calls that each sample took part
+            in; None otherwise. `calls` then counts evaluations of a shrinking batch, `accepted` and `rejected` are
+            sums over the samples, `t` and `u` hold the two ends.
     """
 
     x: Tensor
@@ -52,6 +55,7 @@ class Solution:
     rejected: int
     error: Tensor | None
     y: Tensor
+    sample_calls: Tensor | None = None
 
 
 def sample(
@@ -119,7 +123,8 @@ def sample(
     received, noise = _network_arguments(cond), _checked_noise(noise, solver)
     with evaluating(model):
         y = straight(model, start, ends[0])
-        problem = Problem(model, y, *ends, received, noise, generator, progress=progress)
+        shared = _checks.shared_names(cond)
+        problem = Problem(model, y, *ends, received, noise, generator, progress=progress, shared=shared)
         result = checked_result(solver.run(problem), solver) if len(start) else _empty(problem)
         return (scale_at(model, result.u[-1]) * result.y).to(dtype)
 
@@ -228,7 +233,8 @@ def solve(
     received, noise = _network_arguments(cond), _checked_noise(noise, solver)
     with evaluating(model):
         y = straight(model, x, ends[0])
-        problem = Problem(model, y, *ends, received, noise, generator, trajectory, progress)
+        shared = _checks.shared_names(cond)
+        problem = Problem(model, y, *ends, received, noise, generator, trajectory, progress, shared=shared)
         result = checked_result(solver.run(problem), solver) if len(x) else _empty(problem)
         return _solution(model, result, x.dtype)
 
@@ -278,7 +284,7 @@ def _solution(model: Model, result: Result, dtype: torch.dtype) -> Solution:
         trajectory = torch.stack([(r * y).to(dtype) for r, y in zip(scale, result.states, strict=True)])
     x = (scale_at(model, result.u[-1]) * result.y).to(dtype)
     cost = (result.calls, result.accepted, result.rejected, result.error)
-    return Solution(x, trajectory, t, u, *cost, y=result.y)
+    return Solution(x, trajectory, t, u, *cost, y=result.y, sample_calls=result.sample_calls)
 
 
 def _empty(problem: Problem) -> Result:

@@ -97,8 +97,8 @@ def log_prob(
             return y.new_empty(0)
         vectors = draw_probes(y, probes, generator)
         chunk = products_at_once(model, y, ends, cond, len(vectors))
-        received = _checks.network_arguments(cond)
-        problem = Problem(model, y, *ends, received, probes=vectors, chunk=chunk)
+        received, shared = _checks.network_arguments(cond), _checks.shared_names(cond)
+        problem = Problem(model, y, *ends, received, probes=vectors, chunk=chunk, shared=shared)
         result = checked_result(solver.run(problem), solver)
         if result.divergence is None:
             raise ValueError(f"{solver!r} solves the ODE without its density: its Result has no divergence.")

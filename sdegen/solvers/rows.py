@@ -23,7 +23,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchdiffeq._impl.odeint import SOLVERS
 
 from sdegen import _checks
@@ -44,7 +44,7 @@ class Pair(NamedTuple):
 
     order: int
     alpha: Tensor
-    beta: tuple[Tensor, ...]
+    beta: Tensor
     e: Tensor
 
     @classmethod
@@ -52,8 +52,9 @@ class Pair(NamedTuple):
         """That of torchdiffeq's `method`, for states like `y`; alpha, a share of the clock, stays in float64."""
         engine = SOLVERS[method]
         table = engine.tableau
-        beta = tuple(row.to(y.device, y.dtype) for row in table.beta)
-        return cls(engine.order, table.alpha.to(y.device), beta, table.c_error.to(y.device, y.dtype))
+        beta = torch.stack([nn.functional.pad(row, (0, len(table.beta) - len(row))) for row in table.beta])
+        beta, e = (numbers.to(y.device, y.dtype) for numbers in (beta, table.c_error))
+        return cls(engine.order, table.alpha.to(y.device), beta, e)
 
 
 class _Rows(NamedTuple):
@@ -150,7 +151,7 @@ class RowSteps:
         k = rows.slope.new_empty(len(alpha) + 1, *rows.slope.shape)
         k[0], state = rows.slope, rows.state
         for i, beta in enumerate(pair.beta):
-            state = torch.addcmul(rows.state, step, torch.tensordot(beta, k[: i + 1], 1))
+            state = torch.addcmul(rows.state, step, torch.tensordot(beta[: i + 1], k[: i + 1], 1))
             k[i + 1] = self._ask(state, plan.rows(slice(i * n, (i + 1) * n), problem.y))
         tolerance = self._atol + self._rtol * torch.maximum(rows.state.abs(), state.abs())
         return _Trial(h, u, state, k[-1], self._norm(step * torch.tensordot(pair.e, k, 1) / tolerance))
@@ -196,7 +197,7 @@ class RowSteps:
         rows = self._rows
         for table, values in ((self._end, rows.state), (self._error, rows.error)):
             table[rows.which] = values
-        self._sample_calls[rows.which] = self._calls
+        self._sample_calls.index_fill_(0, rows.which, self._calls)
         ahead = torch.argsort(moving.int(), descending=True, stable=True)[: self.left]
         self._rows = _Rows(*(column[ahead] for column in rows))
         # from the whole: a condition that belongs to all is never taken for one row per sample of those left

@@ -80,7 +80,7 @@ def sample(
         solver: an `SDESolver`, `ODESolver`, `Ancestral`, `DDIM`, or a `Solver` of your own.
         generator: a torch.Generator, or one per sample: a sample then does not depend on its batch-mates, but for the
             rounding of the network's own kernels (the shared steps of an adaptive ODESolver still move it by an error
-            of its own size; an adaptive SDESolver refuses).
+            of its own size, unless steps_for="sample"; an adaptive SDESolver refuses).
         cond: keyword arguments for the network. A tensor whose first dimension is B holds one row per sample, unless
             it is `Shared`.
         x_T: the start, shaped like the samples, instead of a draw from N(0, sigma^2 I) at the noise end.

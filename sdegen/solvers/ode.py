@@ -6,7 +6,8 @@ u itself, with the clock clamped to the interval, the last step set to land on i
 
     max over samples of max( RMS of the scaled error of y, |scaled error of the log-density| )
 
-so that a sample's accuracy does not depend on its batch-mates. torchdiffeq guards itself with assertions, which vanish
+so that a sample's accuracy does not depend on its batch-mates; with steps_for="sample" nothing of it does, rows.py.
+torchdiffeq guards itself with assertions, which vanish
 under `python -O`: everything that could run for ever is counted and raised here.
 """
 

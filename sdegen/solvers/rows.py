@@ -26,7 +26,6 @@ import torch
 from torch import Tensor, nn
 from torchdiffeq._impl.odeint import SOLVERS
 
-from sdegen import _checks
 from sdegen._checks import NonFiniteError
 from sdegen._shapes import event_size, like
 from sdegen.models.base import Plan, Query
@@ -103,7 +102,8 @@ class RowSteps:
         state, size, device = problem.start, len(problem.y), problem.y.device
         which, u = torch.arange(size, device=device), ends[0].to(device).expand(size)
         self._rows = _Rows(which, u, torch.zeros_like(u), state, torch.zeros_like(state), state.new_zeros(size))
-        self._end, self._error, self._sample_calls = state.clone(), self._rows.error, torch.zeros_like(which)
+        self._end, self._error = torch.zeros_like(state), state.new_zeros(size)
+        self._sample_calls = torch.zeros_like(which)
         self._whole, self._problem = problem, problem.cut(which)
         self._pair, self._rtol, self._atol = Pair.of(method, state), rtol, atol
         self._max_steps, self._name, self._tried = max_steps, name, 0
@@ -160,7 +160,9 @@ class RowSteps:
         """Keep the steps that are good enough, choose the next, and let those leave that have arrived."""
         rows, ratio = self._rows, trial.ratio.double()
         kept = ratio <= 1
-        factor = torch.maximum(SAFETY / ratio ** (1 / self._pair.order), torch.where(ratio < 1, 1.0, SHORTEST))
+        factor = torch.maximum(
+            SAFETY / ratio ** (1 / self._pair.order), torch.where(ratio < 1, torch.ones_like(ratio), SHORTEST)
+        )
         where = like(kept, rows.state)
         self._rows = _Rows(
             rows.which,
@@ -182,8 +184,8 @@ class RowSteps:
         """Read how many samples are left and whether all is well: the one wait of an attempt."""
         rows = self._rows
         moving = rows.u != self._problem.u_to
-        sound = torch.isfinite(rows.h) & (rows.u + rows.h != rows.u) & torch.isfinite(rows.state.flatten(1)).all(1)
-        stuck = moving & ~sound
+        # a state that is not finite has no finite slope, so that no step to it was kept: the next step tells all
+        stuck = moving & ~(torch.isfinite(rows.h) & (rows.u + rows.h != rows.u))
         self.left, wrong, accepted = torch.stack([moving.sum(), stuck.sum(), kept.sum()]).tolist()
         self._accepted += accepted
         self._rejected += len(kept) - accepted
@@ -207,7 +209,6 @@ class RowSteps:
         """Say what keeps a sample from arriving."""
         rows = self._rows
         u, h = (float(column[stuck][0]) for column in (rows.u, rows.h))
-        _checks.finite_state(rows.state[stuck], u)
         raise NonFiniteError(
             f"{self._name} cut a sample's step to {abs(h):.3g} at u = {u:.6g} after {self._tried} tries: the network's "
             "output is not finite or not smooth there, or the tolerance is too tight for the precision."

@@ -105,21 +105,23 @@ def test_fewer_calls_a_sample_than_the_batch_needs_at_a_tenth_of_its_error():
 @both_ways
 @both_pairs
 def test_samples_leave_when_they_have_arrived_exactly(method, to):
-    """Stiff rows try more steps; each row's last question is at the end itself, none lies outside, none comes after."""
-    net, rate = Recorder(), torch.tensor([20.0, 0.5, 5.0, 0.0, 1.0])
-    model = sdegen.vector_field(net, t_data=0.0, t_noise=1.0)  # t is the clock u
-    ends = (0.9375, 0.0625) if to == "data" else (0.0625, 0.9375)
-    solution = sdegen.solve(model, torch.full((5, 2), 0.7), own(method), to=to, u=ends, cond={"rate": rate})
+    """Each row's last question is at the end itself, by a step like any; none lies outside, none comes after."""
+    net, rate = Recorder(), torch.cat([torch.tensor([20.0, 1e-3, 0.0]), torch.linspace(0.5, 9, 29)])
+    model = sdegen.vector_field(net, t_data=0.0, t_noise=1.0)
+    ends = (0.93, 0.07) if to == "data" else (0.07, 0.93)
+    t_from, t_to = model.path.time(torch.tensor(ends)).tolist()
+    solution = sdegen.solve(model, torch.full((32, 2), 0.7), own(method), to=to, u=ends, cond={"rate": rate})
     assert len(net.asked) == solution.calls
-    assert solution.u.tolist() == list(ends) == solution.t.tolist()
+    assert solution.u.tolist() == list(ends)
+    assert solution.t.tolist() == [t_from, t_to]
     assert solution.trajectory is None
     for row, r in enumerate(rate.tolist()):
         times = [t[rates.index(r)] for t, rates in net.asked if r in rates]
         assert len(times) == solution.sample_calls[row]
-        assert min(ends) <= min(times)
-        assert max(times) <= max(ends)
-        assert times[0] == ends[0]
-        assert times[-1] == ends[1]
+        assert min(t_from, t_to) <= min(times)
+        assert max(times) <= max(t_from, t_to)
+        assert (times[0], times[-1]) == (t_from, t_to)
+        assert abs(times[-1] - times[-STAGES[method]]) > 1e-6
     sizes = [len(t) for t, _ in net.asked]
     assert sizes == sorted(sizes, reverse=True)
     assert len({*sizes}) > 2
@@ -139,6 +141,17 @@ def test_samples_at_rest():
     still = [i for i in range(8) if i != 3]
     assert torch.equal(ours.x[still], x[still])
     assert float(ours.error[still].max()) == 0 < float(ours.error[3])
+    theirs = sdegen.solve(model, x[:1], sdegen.ODESolver("dopri5", rtol=1e-6), cond={"moves": moves[:1]})
+    assert ours.sample_calls[still].tolist() == [theirs.calls] * 7
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-12, 1e-10, 1e-8, 1e3, 1e9])
+def test_first_steps_are_those_of_the_batch_solver(size):
+    """From states far below and far above the tolerance."""
+    model, x = sdegen.vector_field(lambda x, t: torch.cos(3 * x + 5 * t[:, None])), torch.full((1, 2), size)
+    ours, theirs = sdegen.solve(model, x, own()), sdegen.solve(model, x, sdegen.ODESolver("dopri5", rtol=1e-6))
+    assert (ours.calls, ours.rejected) == (theirs.calls, theirs.rejected)
+    torch.testing.assert_close(ours.x, theirs.x, rtol=1e-12, atol=1e-9)
 
 
 def test_conditions_are_cut_with_the_rows():
@@ -166,6 +179,24 @@ def test_conditions_are_cut_with_the_rows():
     )
     drawn = sdegen.sample(model, (5, 2), own(), x_T=x, cond={"rate": rate, **rest})
     assert torch.equal(drawn, ours.x)
+
+
+def test_wrapped_models_and_models_on_another_path():
+    """Each clock has its own factors, in the wrapper and in the model inside."""
+
+    class Guided(sdegen.Wrapped):
+        def change(self, D, y, u, r, t, cond):
+            one, two = D(torch.cat([y, 0.5 * y]), cond=cond).chunk(2)
+            return one + (u * r) * two
+
+    net = sdegen.ScoreModel(lambda x, t: torch.sin(2 * x + t[:, None]), sdegen.VPSDE(), "eps")
+    x = torch.randn(5, 2)
+    for model in (net.on(sdegen.CondOT()), Guided(net), Guided(net).on(sdegen.VESDE())):
+        span = {"u": (0.95, 0.02)}
+        ours = sdegen.solve(model, x, own(rtol=1e-9), **span)
+        theirs = sdegen.solve(model, x, sdegen.ODESolver("dopri5", rtol=1e-9), **span)
+        torch.testing.assert_close(ours.y, theirs.y, rtol=1e-6, atol=1e-6)
+        assert len({*ours.sample_calls.tolist()}) > 1
 
 
 def test_events_of_any_shape_and_states_of_any_precision():
@@ -216,6 +247,11 @@ def test_what_cannot_go_on_is_raised():
     blows = sdegen.vector_field(lambda x, t: x**3)  # from 2 it is infinite at t = 1/8
     with pytest.raises(sdegen.NonFiniteError, match="cut a sample's step to"):
         sdegen.solve(blows, x, own())
+    pole = sdegen.vector_field(lambda x, t: (1 / (t - 0.4321))[:, None].expand_as(x))
+    with pytest.raises(sdegen.NonFiniteError, match=r"cut a sample's step to \d\S* at u = 0\.5679"):
+        sdegen.solve(pole, x, own())
+    with pytest.raises(sdegen.NonFiniteError, match="cut a sample's step to"):  # a state beyond the largest number
+        sdegen.solve(sdegen.vector_field(lambda x, t: 0 * x + 1e306), torch.full((1, 1), 1.795e308), own())
 
 
 def test_what_does_not_fit_is_refused_before_the_first_call():
@@ -227,8 +263,9 @@ def test_what_does_not_fit_is_refused_before_the_first_call():
         sdegen.solve(model, x, own(), trajectory=True)
     with pytest.raises(ValueError, match=r"asks for more than torch\.float32 states can hold"):
         sdegen.solve(model, x.float(), own(rtol=1e-8))
-    with pytest.raises(ValueError, match=r"u = 1, where .* is singular for 'eps'"):
-        sdegen.solve(sdegen.ScoreModel(net, sdegen.CondOT(), "eps"), x, own())
+    for to in ("data", "noise"):
+        with pytest.raises(ValueError, match=r"u = 1, where .* is singular for 'eps'"):
+            sdegen.solve(sdegen.ScoreModel(net, sdegen.CondOT(), "eps"), x, own(), to=to)
     with pytest.raises(TypeError, match=r"cond\['names'\] is a list, and the batch is cut into rows"):
         sdegen.solve(model, x, own(), cond={"names": ["a", "b", "c"]})
 

@@ -132,6 +132,11 @@ def conditions(cond: object) -> Mapping[str, object]:
     return cond
 
 
+def shared_names(cond: object) -> frozenset[str]:
+    """The names of the conditions that are `Shared`."""
+    return frozenset(name for name, value in conditions(cond).items() if isinstance(value, Shared))
+
+
 def network_arguments(
     cond: Mapping[str, object], rows: slice | Tensor | None = None, size: int = 0
 ) -> dict[str, object]:

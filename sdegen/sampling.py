@@ -41,6 +41,9 @@ class Solution:
         error: (B,), for an adaptive ODE solver: the sum over its accepted steps of the local error estimate of each
             sample, in units of the tolerance atol + rtol |y|; None otherwise.
         y: the end point in straight coordinates, x / (alpha + sigma), in the precision of the solve.
+        sample_calls: (B,) integers, with `ODESolver(steps_for="sample")`: the network calls that each sample took part
+            in; None otherwise. `calls` then counts evaluations of a shrinking batch, `accepted` and `rejected` are
+            sums over the samples, `t` and `u` hold the two ends.
     """
 
     x: Tensor
@@ -52,6 +55,7 @@ class Solution:
     rejected: int
     error: Tensor | None
     y: Tensor
+    sample_calls: Tensor | None = None
 
 
 def sample(
@@ -78,7 +82,7 @@ def sample(
         solver: an `SDESolver`, `ODESolver`, `Ancestral`, `DDIM`, or a `Solver` of your own.
         generator: a torch.Generator, or one per sample: a sample then does not depend on its batch-mates, but for the
             rounding of the network's own kernels (the shared steps of an adaptive ODESolver still move it by an error
-            of its own size; an adaptive SDESolver refuses).
+            of its own size, unless steps_for="sample"; an adaptive SDESolver refuses).
         cond: keyword arguments for the network. A tensor whose first dimension is B holds one row per sample, unless
             it is `Shared`.
         x_T: the start, shaped like the samples, instead of a draw from N(0, sigma^2 I) at the noise end.
@@ -123,9 +127,9 @@ def sample(
             raise ValueError(f"x_T must have the shape of the samples, {shape}, and it has {tuple(start.shape)}.")
     received, noise = _network_arguments(cond), _checked_noise(noise, solver)
     with solving(model, differentiable):
-        y = straight(model, start, ends[0], differentiable)
+        y, shared = straight(model, start, ends[0], differentiable), _checks.shared_names(cond)
         problem = Problem(
-            model, y, *ends, received, noise, generator, False, progress, checkpoint_every=checkpoint_every
+            model, y, *ends, received, noise, generator, False, progress, None, 1, checkpoint_every, shared
         )
         result = checked_result(solver.run(problem), solver) if len(start) else _empty(problem)
         return (scale_at(model, result.u[-1]) * result.y).to(dtype)
@@ -273,9 +277,9 @@ def solve(
     _checks.generators(generator, len(x), x.device)
     received, noise = _network_arguments(cond), _checked_noise(noise, solver)
     with solving(model, differentiable):
-        y = straight(model, x, ends[0], differentiable)
+        y, shared = straight(model, x, ends[0], differentiable), _checks.shared_names(cond)
         problem = Problem(
-            model, y, *ends, received, noise, generator, trajectory, progress, checkpoint_every=checkpoint_every
+            model, y, *ends, received, noise, generator, trajectory, progress, None, 1, checkpoint_every, shared
         )
         result = checked_result(solver.run(problem), solver) if len(x) else _empty(problem)
         return _solution(model, result, x.dtype)
@@ -362,7 +366,7 @@ def _solution(model: Model, result: Result, dtype: torch.dtype) -> Solution:
         trajectory = torch.stack([(r * y).to(dtype) for r, y in zip(scale, result.states, strict=True)])
     x = (scale_at(model, result.u[-1]) * result.y).to(dtype)
     cost = (result.calls, result.accepted, result.rejected, result.error)
-    return Solution(x, trajectory, t, u, *cost, y=result.y)
+    return Solution(x, trajectory, t, u, *cost, y=result.y, sample_calls=result.sample_calls)
 
 
 def _empty(problem: Problem) -> Result:

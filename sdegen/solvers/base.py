@@ -17,7 +17,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import partial
 from typing import ClassVar, Protocol, overload
 
@@ -56,6 +56,7 @@ class Problem:
         chunk: how many of these products one backward pass may take.
         checkpoint_every: None, or the number of steps whose activations the backward pass computes again, as in
             `solve`.
+        shared: the names in `cond` that belong to the whole batch and are not cut with it.
     """
 
     model: Model
@@ -70,6 +71,7 @@ class Problem:
     probes: Tensor | None = None
     chunk: int = 1
     checkpoint_every: int | None = None
+    shared: frozenset[str] = frozenset()
 
     @property
     def start(self) -> Tensor:
@@ -83,6 +85,15 @@ class Problem:
     def density(self, state: Tensor) -> Tensor | None:
         """The integral of the divergence so far, (B,), where the log-density is wanted."""
         return None if self.probes is None else state[:, -1]
+
+    def cut(self, rows: Tensor) -> Problem:
+        """The same problem for some samples alone, `rows` (n,): their states, conditions and probes."""
+        cond = {name: _checks.Shared(value) if name in self.shared else value for name, value in self.cond.items()}
+        probes = self.probes
+        if probes is not None:  # those of an exact trace are one set for all rows, expanded: not to be written out
+            probes = probes[:, : len(rows)] if probes.stride(1) == 0 else probes[:, rows]
+        received = _checks.network_arguments(cond, rows, len(self.y))
+        return replace(self, y=self.y[rows], cond=received, probes=probes)
 
     def knots(self, grid: Grid | Tensor, steps: int) -> tuple[Tensor, Tensor]:
         """(u, t) at the steps + 1 knots of `grid` from u_from to u_to, float64 on the CPU; the ends are met exactly."""
@@ -128,6 +139,7 @@ class Result:
         accepted: steps taken.
         rejected: steps tried in vain.
         error: (B,), the sum of an adaptive solver's local error estimates in units of its tolerance, else None.
+        sample_calls: (B,), the network calls that each sample took part in, where these differ, else None.
     """
 
     y: Tensor
@@ -139,6 +151,7 @@ class Result:
     accepted: int = 0
     rejected: int = 0
     error: Tensor | None = None
+    sample_calls: Tensor | None = None
 
 
 class Solver(ABC):

@@ -146,6 +146,9 @@ def sample(model: sdegen.ScoreModel) -> None:
     sdegen.decode(model, z, Bashforth(2), differentiable=True, checkpoint_every=2).sum().backward()
     calls: int = solution.calls
     assert calls == 8
+    own: Tensor | None = sdegen.solve(model, z, sdegen.ODESolver("dopri5", rtol=1e-2, steps_for="sample")).sample_calls
+    assert own is not None
+    assert own.shape == (4,)
     try:
         sdegen.sample(sdegen.ScoreModel(lambda x, t: x / 0, model.path), shape, sdegen.Ancestral(4))
     except sdegen.NonFiniteError as error:

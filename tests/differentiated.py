@@ -62,6 +62,9 @@ SOLVERS = {  # name: (solver, whether it marches: the steps of an engine cannot 
     "ancestral learned": (sdegen.Ancestral(STEPS, variance="learned"), True),
     "ddim": (sdegen.DDIM(STEPS), True),
     "ddim eta": (sdegen.DDIM(STEPS, eta=0.5), True),
+    "adams": (sdegen.Adams(STEPS), True),
+    "adams 4": (sdegen.Adams(STEPS, 4), True),
+    "stochastic adams": (sdegen.StochasticAdams(STEPS), True),
     "own one-step": (Ralston(STEPS), True),
     "own multistep": (AdamsBashforth2(STEPS), True),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ import sdegen
 from sdegen.datasets import bits_per_dim, dequantise, digits, two_moons
 from sdegen.interop import Adapted, from_flow_matching, from_torchcfm
 from sdegen.nets import MLP, UNet
+from sdegen.solvers.grids import Laid
 
 
 class Mine(sdegen.GaussianPath):
@@ -155,6 +157,31 @@ def sample(model: sdegen.ScoreModel) -> None:
         print(f"refused, as it should be: {error}")
 
 
+class Leapfrog(sdegen.Multistep):
+    """A multistep scheme of rows, and grids for it."""
+
+    solves_ode = True
+
+    def predictor(self, knots: Laid) -> list[sdegen.Row]:
+        """Adams-Bashforth of order 2 on equal steps, after one of Euler's."""
+        h = float(knots.u[1] - knots.u[0])
+        return [sdegen.Row(1.0, [h])] + [sdegen.Row(1.0, [1.5 * h, -0.5 * h])] * (len(knots.u) - 2)
+
+
+def few_calls(model: sdegen.ScoreModel) -> None:
+    """Adams' methods, their grids, a scheme of one's own; a warning where steps are too long."""
+    grids: list[sdegen.Grid] = [sdegen.StretchedGrid(0.5, gain=1.0), sdegen.KarrasGrid(7.0), sdegen.PowerGrid(2, "t")]
+    for grid in grids:
+        x: Tensor = sdegen.sample(model, (4, 2), sdegen.Adams(6, order=2, grid=grid))
+    z: Tensor = sdegen.encode(model, x, sdegen.Adams(4))
+    x = sdegen.decode(model, z, Leapfrog(4, grid=sdegen.PowerGrid(1)))
+    x = sdegen.sample(model, (4, 2), sdegen.StochasticAdams(4, order=1, eta=0.5))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", sdegen.AccuracyWarning)
+        sdegen.SDESolver("srk", 4)
+    assert x.shape == z.shape
+
+
 def read(model: sdegen.ScoreModel, x: Tensor) -> None:
     """Every likelihood and every bound."""
     ode = sdegen.ODESolver("rk4", steps=2)
@@ -229,6 +256,7 @@ def main() -> None:
     exact()
     train(model, x)
     sample(model)
+    few_calls(model)
     read(model, x)
     flow(x)
     images()

@@ -3,7 +3,7 @@
 Three nouns, path, model and solver, and three verbs, loss, sample and log_prob; the rest are values given to them.
 """
 
-from sdegen._checks import NonFiniteError, Shared
+from sdegen._checks import AccuracyWarning, NonFiniteError, Shared
 from sdegen._version import __version__
 from sdegen.likelihoods.chain import optimal_variance
 from sdegen.likelihoods.continuous import continuous_vlb
@@ -75,4 +75,4 @@ __all__ += ["continuous_vlb", "entropy_form", "iwae", "log_prob", "optimal_varia
 __all__ += ["Discretized", "Hutchinson", "Shared", "Slopes"]
 __all__ += ["ChainTimes", "ClockTimes", "LikelihoodTimes", "LowDiscrepancyTimes", "UniformTimes"]
 __all__ += ["Independent", "LikelihoodWeighting", "MinSNR", "OptimalTransport"]
-__all__ += ["IWAE", "VLB", "EntropyForm", "NonFiniteError", "Solution"]
+__all__ += ["IWAE", "VLB", "AccuracyWarning", "EntropyForm", "NonFiniteError", "Solution"]

@@ -6,7 +6,7 @@ import functools
 import inspect
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import ModuleType
 
 import torch
@@ -45,9 +45,10 @@ def interval(
     return ends
 
 
-def straight(model: Model, x: Tensor, u: float) -> Tensor:
+def straight(model: Model, x: Tensor, u: float, differentiable: bool = False) -> Tensor:
     """y = x/r at the clock `u`, in at least float32: half precision would round the clock's steps away."""
-    return x.detach().to(torch.promote_types(x.dtype, torch.float32)).clone() / scale_at(model, u)
+    x = x if differentiable else x.detach()
+    return x.to(torch.promote_types(x.dtype, torch.float32)).clone() / scale_at(model, u)
 
 
 def scale_at(model: Model, u: float) -> float:
@@ -69,6 +70,11 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         finally:
             for module in training:
                 module.training = True
+
+
+def solving(model: nn.Module, differentiable: bool) -> AbstractContextManager[None]:
+    """`evaluating`, or where the solve is to be differentiable gradients on and every module in the mode it is in."""
+    return nullcontext() if differentiable else evaluating(model)
 
 
 _SWITCHED = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._NormBase)

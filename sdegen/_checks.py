@@ -19,6 +19,10 @@ class NonFiniteError(ValueError):
     """A state or a network output became NaN or infinite; the message names the clock and counts the samples."""
 
 
+class AccuracyWarning(UserWarning):
+    """What was asked for runs, and is known to be far from the truth."""
+
+
 def whole(name: str, value: object, least: int = 1, most: int | None = None) -> int:
     """An integer of at least `least`, and at most `most`; bools and floats are refused."""
     if isinstance(value, bool) or not isinstance(value, int):
@@ -126,6 +130,11 @@ def conditions(cond: object) -> Mapping[str, object]:
     if not isinstance(cond, Mapping) or not all(isinstance(name, str) for name in cond):
         raise TypeError(f"cond must be a mapping from argument names to values, and it is {type(cond).__name__}.")
     return cond
+
+
+def shared_names(cond: object) -> frozenset[str]:
+    """The names of the conditions that are `Shared`."""
+    return frozenset(name for name, value in conditions(cond).items() if isinstance(value, Shared))
 
 
 def network_arguments(

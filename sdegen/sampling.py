@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sdegen import _checks
-from sdegen._arguments import check_model, evaluating, interval, scale_at, straight
+from sdegen._arguments import check_model, interval, scale_at, solving, straight
 from sdegen._shapes import Generators
 from sdegen.models.base import Cond, Model
 from sdegen.paths.priors import Normal
@@ -41,6 +41,9 @@ class Solution:
         error: (B,), for an adaptive ODE solver: the sum over its accepted steps of the local error estimate of each
             sample, in units of the tolerance atol + rtol |y|; None otherwise.
         y: the end point in straight coordinates, x / (alpha + sigma), in the precision of the solve.
+        sample_calls: (B,) integers, with `ODESolver(steps_for="sample")`: the network calls that each sample took part
+            in; None otherwise. `calls` then counts evaluations of a shrinking batch, `accepted` and `rejected` are
+            sums over the samples, `t` and `u` hold the two ends.
     """
 
     x: Tensor
@@ -52,6 +55,7 @@ class Solution:
     rejected: int
     error: Tensor | None
     y: Tensor
+    sample_calls: Tensor | None = None
 
 
 def sample(
@@ -67,6 +71,8 @@ def sample(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     progress: bool = False,
+    differentiable: bool = False,
+    checkpoint_every: int | None = None,
 ) -> Tensor:
     """Draw samples by solving from noise to data.
 
@@ -76,7 +82,7 @@ def sample(
         solver: an `SDESolver`, `ODESolver`, `Ancestral`, `DDIM`, or a `Solver` of your own.
         generator: a torch.Generator, or one per sample: a sample then does not depend on its batch-mates, but for the
             rounding of the network's own kernels (the shared steps of an adaptive ODESolver still move it by an error
-            of its own size; an adaptive SDESolver refuses).
+            of its own size, unless steps_for="sample"; an adaptive SDESolver refuses).
         cond: keyword arguments for the network. A tensor whose first dimension is B holds one row per sample, unless
             it is `Shared`.
         x_T: the start, shaped like the samples, instead of a draw from N(0, sigma^2 I) at the noise end.
@@ -86,6 +92,8 @@ def sample(
         dtype: of the samples; by default that of the model's parameters.
         device: of the samples; by default that of the model's parameters.
         progress: show a bar (needs tqdm).
+        differentiable: keep the graph for a backward pass, see `solve`; a start that is drawn has no gradient.
+        checkpoint_every: see `solve`.
 
     Returns:
         the samples, (B, *event).
@@ -97,6 +105,7 @@ def sample(
     """
     check_model(model)
     _check_solver(solver)
+    _check_gradients(model, solver, differentiable, checkpoint_every)
     shape = _checks.batch_shape(shape)
     dtype, device = _dtype_and_device(model, dtype, device)
     _checks.generators(generator, shape[0], device)
@@ -117,9 +126,11 @@ def sample(
         if tuple(start.shape) != shape:
             raise ValueError(f"x_T must have the shape of the samples, {shape}, and it has {tuple(start.shape)}.")
     received, noise = _network_arguments(cond), _checked_noise(noise, solver)
-    with evaluating(model):
-        y = straight(model, start, ends[0])
-        problem = Problem(model, y, *ends, received, noise, generator, progress=progress)
+    with solving(model, differentiable):
+        y, shared = straight(model, start, ends[0], differentiable), _checks.shared_names(cond)
+        problem = Problem(
+            model, y, *ends, received, noise, generator, False, progress, None, 1, checkpoint_every, shared
+        )
         result = checked_result(solver.run(problem), solver) if len(start) else _empty(problem)
         return (scale_at(model, result.u[-1]) * result.y).to(dtype)
 
@@ -131,6 +142,8 @@ def encode(
     *,
     cond: Cond = None,
     u: tuple[float, float] | None = None,
+    differentiable: bool = False,
+    checkpoint_every: int | None = None,
 ) -> Tensor:
     """The latent of data under the ODE: z = x_T, unscaled.
 
@@ -140,6 +153,8 @@ def encode(
         solver: one that solves the ODE; by default that of `log_prob`.
         cond: keyword arguments for the network.
         u: (from, to), only this part of the path.
+        differentiable: keep the graph for a backward pass, see `solve`; the default solver is adaptive and has none.
+        checkpoint_every: see `solve`.
 
     Returns:
         z, (B, *event).
@@ -149,7 +164,16 @@ def encode(
         ValueError: as `solve`.
         NonFiniteError: as `solve`.
     """
-    return solve(model, x, ode_solver(solver), to="noise", cond=cond, u=u).x
+    return solve(
+        model,
+        x,
+        ode_solver(solver),
+        to="noise",
+        cond=cond,
+        u=u,
+        differentiable=differentiable,
+        checkpoint_every=checkpoint_every,
+    ).x
 
 
 def decode(
@@ -159,6 +183,8 @@ def decode(
     *,
     cond: Cond = None,
     u: tuple[float, float] | None = None,
+    differentiable: bool = False,
+    checkpoint_every: int | None = None,
 ) -> Tensor:
     """The data whose latent under the ODE is z: the inverse of `encode`.
 
@@ -168,6 +194,8 @@ def decode(
         solver: one that solves the ODE; by default that of `log_prob`.
         cond: keyword arguments for the network.
         u: (from, to), only this part of the path; z is then x_t at u[0].
+        differentiable: as in `encode`.
+        checkpoint_every: see `solve`.
 
     Returns:
         x, (B, *event).
@@ -177,7 +205,16 @@ def decode(
         ValueError: as `encode`.
         NonFiniteError: as `encode`.
     """
-    return solve(model, z, ode_solver(solver), to="data", cond=cond, u=u).x
+    return solve(
+        model,
+        z,
+        ode_solver(solver),
+        to="data",
+        cond=cond,
+        u=u,
+        differentiable=differentiable,
+        checkpoint_every=checkpoint_every,
+    ).x
 
 
 def solve(
@@ -192,10 +229,12 @@ def solve(
     cond: Cond = None,
     trajectory: bool = False,
     progress: bool = False,
+    differentiable: bool = False,
+    checkpoint_every: int | None = None,
 ) -> Solution:
     """Solve from a state at one end of the path to the other, and say how it went.
 
-    The network runs in eval mode without gradients and is put back afterwards.
+    The network runs in eval mode without gradients and is put back afterwards, unless the solve is `differentiable`.
 
     Args:
         model: as in `sample`.
@@ -210,6 +249,16 @@ def solve(
         cond: keyword arguments for the network, as in `sample`.
         trajectory: keep every step's state.
         progress: show a bar (needs tqdm).
+        differentiable: keep the graph, so that autograd reaches `x`, the model's parameters, `cond` and given `noise`
+            through every step; for solvers with fixed steps. The path, the grid and the solver's own numbers are
+            constants. Modules keep the mode they are in: call `model.eval()` first where dropout or batch
+            normalisation must not act.
+        checkpoint_every: None keeps the activations of all network calls for the backward pass. A number k keeps the
+            states between chunks of k steps, and the backward pass takes the steps of one chunk after another again:
+            twice the network calls, k/N of the activations. It is 1 for an ODESolver or SDESolver, whose loop is its
+            engine's, and every network call then is a chunk. Normals are drawn once; what the network draws itself, as
+            dropout does, is repeated by setting torch's global generators back and putting them right again. Batch
+            normalisation in training mode counts a chunk twice.
 
     Returns:
         the end point, its cost and, on request, the way there.
@@ -222,13 +271,16 @@ def solve(
     check_model(model)
     x = _checks.batch("x", x)
     _check_solver(solver)
+    _check_gradients(model, solver, differentiable, checkpoint_every)
     _checks.choice("end", to, ("data", "noise"))
     ends = interval(model, to, u, solver.span)
     _checks.generators(generator, len(x), x.device)
     received, noise = _network_arguments(cond), _checked_noise(noise, solver)
-    with evaluating(model):
-        y = straight(model, x, ends[0])
-        problem = Problem(model, y, *ends, received, noise, generator, trajectory, progress)
+    with solving(model, differentiable):
+        y, shared = straight(model, x, ends[0], differentiable), _checks.shared_names(cond)
+        problem = Problem(
+            model, y, *ends, received, noise, generator, trajectory, progress, None, 1, checkpoint_every, shared
+        )
         result = checked_result(solver.run(problem), solver) if len(x) else _empty(problem)
         return _solution(model, result, x.dtype)
 
@@ -252,6 +304,42 @@ def checked_result(result: object, solver: Solver) -> Result:
 def _check_solver(solver: object) -> None:
     if not isinstance(solver, Solver):
         raise TypeError(f"solver must be an SDESolver, ODESolver, Ancestral, DDIM or another Solver, not {solver!r}.")
+
+
+def _check_gradients(model: Model, solver: Solver, differentiable: bool, checkpoint_every: int | None) -> None:
+    """A solve keeps its graph where it was told to, its solver can and gradients are on."""
+    if not isinstance(differentiable, bool):
+        raise TypeError(f"differentiable must be True or False, and it is {differentiable!r}.")
+    if checkpoint_every is not None and not differentiable:
+        raise ValueError(
+            f"checkpoint_every = {checkpoint_every!r} is about a backward pass, and without differentiable=True there "
+            "is none."
+        )
+    if checkpoint_every is not None:
+        _checks.whole("checkpoint_every", checkpoint_every)
+    if differentiable and not solver.differentiable:
+        raise ValueError(
+            f"differentiable=True needs fixed steps, and {solver!r} chooses its own; take one such as "
+            "ODESolver('rk4', steps=20)."
+        )
+    if differentiable and not torch.is_grad_enabled():
+        raise ValueError(
+            "differentiable=True keeps the graph of the solve, and gradients are switched off here, by torch.no_grad "
+            "or torch.inference_mode."
+        )
+    if differentiable:
+        _check_paths(model)
+
+
+def _check_paths(model: Model) -> None:
+    """No path in the model has parameters: of their gradients only a part would come out."""
+    for path in (part.path for part in model.modules() if isinstance(part, Model)):
+        t = torch.tensor(0.5 * (path.t_data + path.t_noise), dtype=torch.float64)
+        if path.alpha(t).requires_grad or path.sigma(t).requires_grad:
+            raise ValueError(
+                f"The gradients of a solve do not reach its path, and {path!r} asks for them: give it alpha and sigma "
+                "without, by detach()."
+            )
 
 
 def _checked_noise(noise: Noise, solver: Solver) -> Noise:
@@ -278,7 +366,7 @@ def _solution(model: Model, result: Result, dtype: torch.dtype) -> Solution:
         trajectory = torch.stack([(r * y).to(dtype) for r, y in zip(scale, result.states, strict=True)])
     x = (scale_at(model, result.u[-1]) * result.y).to(dtype)
     cost = (result.calls, result.accepted, result.rejected, result.error)
-    return Solution(x, trajectory, t, u, *cost, y=result.y)
+    return Solution(x, trajectory, t, u, *cost, y=result.y, sample_calls=result.sample_calls)
 
 
 def _empty(problem: Problem) -> Result:

@@ -37,12 +37,15 @@ def test_the_first_program_runs_as_printed():
 
 
 def test_the_chapters_run():
-    """DDPM and flows on small tensors: the later lines use what the earlier ones named."""
+    """DDPM, flows and gradients on small tensors: the later lines use what the earlier ones named."""
     x, levels = torch.randn(4, 2), (2 * torch.randint(0, 256, (2, 3, 8, 8)) / 255 - 1).float()
     ddpm = {"net": UNet(channels=3, width=8), "betas": torch.linspace(1e-3, 0.3, 20), "x": levels, "images": levels}
-    for names, words in ((ddpm, "sdegen.DDPM(betas)"), ({"net": MLP(2, 16), "x": x}, "sdegen.CondOT()")):
+    flow, tuned = {"net": MLP(2, 16), "x": x}, {"net": MLP(2, 16), "z": x, "reward": lambda x: x.sum(1)}
+    chapters = ((ddpm, "sdegen.DDPM(betas)"), (flow, "sdegen.CondOT()"), (tuned, "differentiable=True"))
+    for names, words in chapters:
         text = program(words).replace("(64, 3, 32, 32)", "(2, 3, 8, 8)").replace("200", "20")
         exec(text, {"sdegen": sdegen, **names})
+    assert all(parameter.grad is not None for parameter in tuned["net"].parameters())
 
 
 def test_every_program_is_run_here_or_for_its_law():
@@ -50,6 +53,7 @@ def test_every_program_is_run_here_or_for_its_law():
         "import torch",
         "sdegen.DDPM(betas)",
         "= sdegen.CondOT()",
+        "differentiable=True",
         "class Ralston",
         "class HalfCosine",
         "class Guided",

@@ -51,6 +51,7 @@ MARCHES = [
     sdegen.Ancestral(4, variance="optimal"),
     sdegen.Ancestral(4, variance="learned"),
     sdegen.DDIM(4, eta=0.5),
+    sdegen.ODESolver("dopri5", rtol=1e-2, steps_for="sample"),
 ]
 
 
@@ -74,6 +75,11 @@ def test_from_solve_and_sample_to_the_network(solver):
 def test_from_log_prob_to_the_network(solver):
     for trace in ("exact", sdegen.Hutchinson(1)):
         assert deepest(lambda m, trace=trace: sdegen.log_prob(m, X, solver, trace=trace)) <= 5
+
+
+def test_from_log_prob_by_a_sample_s_own_steps_to_the_network():
+    for trace in ("exact", sdegen.Hutchinson(1)):
+        assert deepest(lambda m, trace=trace: sdegen.log_prob(m, X, MARCHES[-1], trace=trace)) <= 6
 
 
 def test_from_the_losses_and_bounds_to_the_network():

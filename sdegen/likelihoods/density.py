@@ -56,7 +56,8 @@ def log_prob(
 
     It is computed in the dtype of `x`, at least float32; the network is called in its own. How much the result of one
     sample depends on the others in the batch: with an adaptive solver, by an error of the size of its tolerance; on
-    fixed steps, such as ODESolver("rk4", steps=40), by the rounding of the network's kernels alone. The first call with
+    fixed steps, such as ODESolver("rk4", steps=40), and with ODESolver("dopri8", steps_for="sample"), by the rounding
+    of the network's kernels alone. The first call with
     a network costs three more network calls on a few rows, which test whether its gradient can be trusted.
 
     Args:
@@ -97,8 +98,8 @@ def log_prob(
             return y.new_empty(0)
         vectors = draw_probes(y, probes, generator)
         chunk = products_at_once(model, y, ends, cond, len(vectors))
-        received = _checks.network_arguments(cond)
-        problem = Problem(model, y, *ends, received, probes=vectors, chunk=chunk)
+        received, shared = _checks.network_arguments(cond), _checks.shared_names(cond)
+        problem = Problem(model, y, *ends, received, probes=vectors, chunk=chunk, shared=shared)
         result = checked_result(solver.run(problem), solver)
         if result.divergence is None:
             raise ValueError(f"{solver!r} solves the ODE without its density: its Result has no divergence.")

@@ -34,7 +34,8 @@ from sdegen._shapes import batch_of_times, like
 from sdegen.paths.gaussian import GaussianPath
 
 Cond = Mapping[str, object] | None
-Row = tuple[Tensor | float, Tensor | float, Tensor | float]
+Number = Tensor | float
+Row = tuple[Number, Number, Number]
 
 PREDICTIONS: dict[str, Callable[[GaussianPath, Tensor, Tensor, Tensor], Row]] = {
     "eps": lambda path, t, alpha, sigma: (0.0, 1.0, 1.0),
@@ -55,17 +56,22 @@ def prediction_row(
     return a, b, m
 
 
+def combined(a: Number, y: Tensor, b: Number, p: Tensor) -> Tensor:
+    """a y + b p, for numbers or for one of each per sample."""
+    return torch.addcmul(a * y, b, p) if isinstance(b, Tensor) else torch.add(a * y, p, alpha=b)
+
+
 class Query(NamedTuple):
     """One question to a model: c E[x | y] + d E[eps | y] + e y at one clock, or at one clock per sample.
 
     Attributes:
         t: the time that the network is shown, before `time=` translates it, (B,).
-        numbers: the coefficients that `Model.query` computed from c, d and e, each 0-dimensional or (B, 1, ...).
+        numbers: the coefficients that `Model.query` computed from c, d and e, each a number or (B, 1, ...).
         dtype: of the network's input.
     """
 
     t: Tensor
-    numbers: tuple[Tensor, ...]
+    numbers: tuple[Number, ...]
     dtype: torch.dtype
 
     def fitting(self, y: Tensor) -> Query:
@@ -73,7 +79,7 @@ class Query(NamedTuple):
         if len(self.t) == len(y):
             return self
         copies = len(y) // len(self.t)
-        numbers = (n if n.ndim == 0 else torch.cat([n] * copies) for n in self.numbers)
+        numbers = (torch.cat([n] * copies) if isinstance(n, Tensor) and n.ndim else n for n in self.numbers)
         return Query(self.t.repeat(copies), tuple(numbers), self.dtype)
 
 
@@ -88,12 +94,15 @@ class Plan:
         numbers: as in `Query`, each (n,).
         dtype: of the network's input.
         size: B, the number of rows of a whole batch.
+        known: the numbers where they were computed on the CPU, in float64, (m, n): a question for the whole batch then
+            holds Python's numbers, which cost an operation nothing on any device.
     """
 
     t: Tensor
     numbers: tuple[Tensor, ...]
     dtype: torch.dtype
     size: int
+    known: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.t)
@@ -108,8 +117,8 @@ class Plan:
     def _whole(self) -> list[Query]:
         """Every question for the whole batch: cut once, so that a step costs no indexing."""
         times = self.t[:, None].expand(len(self), self.size).unbind(0)
-        rows = zip(*(n.unbind(0) for n in self.numbers), strict=True)
-        return [Query(time, row, self.dtype) for time, row in zip(times, rows, strict=True)]
+        columns = [n.unbind(0) for n in self.numbers] if self.known is None else self.known.tolist()
+        return [Query(time, row, self.dtype) for time, row in zip(times, zip(*columns, strict=True), strict=True)]
 
     def rows(self, k: Tensor | slice, y: Tensor) -> Query:
         """One question for every row of `y` (B, *event): that of clock k (B,); slice(None) where n = B."""
@@ -253,8 +262,9 @@ class Model(nn.Module, ABC):
                 f"The model is to be queried at u = {wrong:g}, where {self.path!r} {why}; keep away from there by "
                 "u=(from, to) or another path, or train a network for 'v', which is singular nowhere."
             )
+        known = table[1:] if table.device.type == "cpu" and not table.requires_grad else None
         times, *rest = table.to(y.device, y.dtype)
-        return Plan(times, tuple(rest), self.working_dtype(y.dtype), len(y))
+        return Plan(times, tuple(rest), self.working_dtype(y.dtype), len(y), known)
 
     def eps(self, x_t: Tensor, t: float | Tensor, cond: Cond = None) -> Tensor:
         """E[eps | x_t], the noise; the other predictions below take the same arguments.

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from sdegen import _checks
 from sdegen._shapes import Generators, as_time, normal
-from sdegen.models.base import Model, Query
+from sdegen.models.base import Model, Number, Query
 from sdegen.paths.gaussian import GaussianPath
 
 Numbers = npt.ArrayLike | Tensor
@@ -127,7 +127,7 @@ class GaussianMixture:
     def log_prob(self, x: Tensor) -> Tensor:
         """Log-density of `x` (B, *event) in nats, shape (B,)."""
         self._check(x)
-        z, variances, log_weights = self._whiten(x, x.new_zeros(()))
+        z, variances, log_weights = self._whiten(x, 0.0)
         return torch.logsumexp(_log_components(z, variances, log_weights), 1)
 
     def model(self, path: GaussianPath) -> Model:
@@ -179,7 +179,7 @@ class GaussianMixture:
                 )
         return self._cast[dtype, device]
 
-    def _whiten(self, y: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _whiten(self, y: Tensor, u: Number) -> tuple[Tensor, Tensor, Tensor]:
         """y - q m_i in the eigenbasis (B, K, d), V_i (broadcasting against it) and the log-weights."""
         log_weights, means, variances, rotations = self._on(y.dtype, y.device)
         z = y.flatten(1)[:, None] - (1 - u) * means
@@ -266,7 +266,7 @@ class ExactModel(Model):
         """sum_i rho_i [c m_i + (c q S_i + d u) V_i^-1 (y - q m_i)] + e y."""
         self.mixture._check(y)
         query = query.fitting(y)
-        u, c, du = (n.reshape(-1, 1, 1) for n in query.numbers[:3])
+        u, c, du = (n.reshape(-1, 1, 1) if isinstance(n, Tensor) else n for n in query.numbers[:3])
         _, means, variances, rotations = self.mixture._on(y.dtype, y.device)
         z, V, log_weights = self.mixture._whiten(y, u)
         rho = torch.softmax(_log_components(z, V, log_weights), 1)[..., None]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sdegen import _checks
 from sdegen._shapes import batch_of_times
-from sdegen.models.base import PREDICTIONS, Cond, Model, Query, prediction_row
+from sdegen.models.base import PREDICTIONS, Cond, Model, Query, combined, prediction_row
 from sdegen.models.wrapped import OnPath
 from sdegen.paths.gaussian import GaussianPath
 
@@ -143,7 +143,7 @@ class ScoreModel(Model):
         """(*) with one network call; this runs at every step, so it is kept short."""
         t, (r, from_y, from_p), dtype = query.fitting(y)
         x, seen = self._shown(r * y, t, dtype)
-        return torch.addcmul(from_y * y, from_p, self._answer(self.net(x, seen, **cond), y)[0])
+        return combined(from_y, y, from_p, self._answer(self.net(x, seen, **cond), y)[0])
 
     def estimate_with_variance(self, y: Tensor, query: Query, cond: Mapping[str, object]) -> tuple[Tensor, Tensor]:
         """See `Model.estimate_with_variance`."""
@@ -152,4 +152,4 @@ class ScoreModel(Model):
         prediction, position = self._answer(self.net(x, seen, **cond), y)
         if position is None:
             return super().estimate_with_variance(y, query, cond)
-        return torch.addcmul(from_y * y, from_p, prediction), 0.5 * (position + 1)
+        return combined(from_y, y, from_p, prediction), 0.5 * (position + 1)

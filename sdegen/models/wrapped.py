@@ -18,7 +18,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from sdegen.models.base import Model, Query
+from sdegen.models.base import Model, Number, Query, combined
 from sdegen.paths.gaussian import GaussianPath
 
 Slope = Callable[..., Tensor]
@@ -94,7 +94,7 @@ class Wrapped(_Forwarding):
         """(c + d + e) y + ((1-u) d - u c) D'."""
         shown, (u, r, t, from_y, from_D, *inner), dtype = query.fitting(y)
         D = partial(self.model.estimate, query=Query(shown, tuple(inner), dtype))
-        return torch.addcmul(from_y * y, from_D, _like_state(self.change(D, y, u, r, t, cond), y))
+        return combined(from_y, y, from_D, _like_state(self.change(D, y, *_as_tensors(y, u, r, t), cond), y))
 
     def estimate_with_variance(self, y: Tensor, query: Query, cond: Mapping[str, object]) -> tuple[Tensor, Tensor]:
         """The same, with the inner model's own variance."""
@@ -106,7 +106,7 @@ class Wrapped(_Forwarding):
             positions.append(position)
             return value
 
-        answer = torch.addcmul(from_y * y, from_D, _like_state(self.change(D, y, u, r, t, cond), y))
+        answer = combined(from_y, y, from_D, _like_state(self.change(D, y, *_as_tensors(y, u, r, t), cond), y))
         return answer, positions[0][: len(y)]
 
     def on(self, path: GaussianPath) -> Model:
@@ -115,6 +115,12 @@ class Wrapped(_Forwarding):
         moved._modules = {**self._modules, "model": self.model.on(path)}
         moved.path, moved.learns_variance = path, False
         return moved
+
+
+def _as_tensors(y: Tensor, u: Number, r: Number, t: Number) -> tuple[Tensor, Tensor, Tensor]:
+    """The numbers as tensors on the device of `y`, which is not waited for."""
+    u, r, t = (n if isinstance(n, Tensor) else y.new_full((), n) for n in (u, r, t))
+    return u, r, t
 
 
 def _like_state(answer: object, y: Tensor) -> Tensor:

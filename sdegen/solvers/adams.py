@@ -12,6 +12,7 @@ Under the integral stands the polynomial through the last answers: of D in the g
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cache
 
 import numpy as np
 import torch
@@ -22,8 +23,15 @@ from sdegen.solvers.grids import Clock, Grid, Laid, PowerGrid, StretchedGrid
 from sdegen.solvers.multistep import Multistep
 from sdegen.solvers.scheme import Row
 
-NODES = 32
+NODES = 20
 """Of the Gauss-Legendre quadratures over a step."""
+
+
+@cache
+def _quadrature() -> tuple[Tensor, Tensor]:
+    """Nodes and weights on [0, 1], float64."""
+    x, weights = np.polynomial.legendre.leggauss(NODES)
+    return torch.from_numpy(0.5 * (x + 1)), torch.from_numpy(0.5 * weights)
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,9 +93,8 @@ def _moments(u: Tensor, s: Tensor, clock: Clock, count: int) -> Tensor:
     By parts they are i times the integral over xi of xi^(i-1) (u_{k+1} - u(xi)), which needs no slope of the clock. The
     nodes crowd at both ends, where u may be any power of s.
     """
-    x, weights = (torch.from_numpy(n) for n in np.polynomial.legendre.leggauss(NODES))
-    x = 0.5 * (x + 1)
-    xi, weights = x**3 * (10 - 15 * x + 6 * x**2), 0.5 * weights * 30 * (x * (1 - x)) ** 2
+    x, weights = _quadrature()
+    xi, weights = x**3 * (10 - 15 * x + 6 * x**2), weights * 30 * (x * (1 - x)) ** 2
     inside = clock.u(s[:-1, None] + torch.diff(s)[:, None] * xi)
     rest = weights * (u[1:, None] - inside)
     return torch.stack([torch.diff(u), *(i * (rest * xi ** (i - 1)).sum(1) for i in range(1, count))], 1)
@@ -162,9 +169,9 @@ class StochasticAdams(Multistep):
 
 def _mean_clock(u: Tensor, v: Tensor, level: float) -> Tensor:
     """v (1+eta^2) times the integral over l from l_u to l_v of e^(l - eta^2 (l_v - l)) u(l), uniform in log u."""
-    x, weights = (torch.from_numpy(n) for n in np.polynomial.legendre.leggauss(2 * NODES))
+    x, weights = _quadrature()
     v = v[:, None].clamp(min=1e-300)
     length = torch.log(u[:, None] / v)
-    between = v * torch.exp(length * 0.5 * (x + 1))
+    between = v * torch.exp(length * x)
     inside = ((1 - between) * v / ((1 - v) * between)) ** level
-    return (1 + level) * (v * length * 0.5 * weights * inside).sum(1)
+    return (1 + level) * (v * length * weights * inside).sum(1)

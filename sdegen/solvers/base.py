@@ -17,8 +17,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field, fields, is_dataclass
-from functools import cache
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from functools import partial
 from typing import ClassVar, Protocol, overload
 
 import torch
@@ -56,6 +56,7 @@ class Problem:
         chunk: how many of these products one backward pass may take.
         checkpoint_every: None, or the number of steps whose activations the backward pass computes again, as in
             `solve`.
+        shared: the names in `cond` that belong to the whole batch and are not cut with it.
     """
 
     model: Model
@@ -70,6 +71,7 @@ class Problem:
     probes: Tensor | None = None
     chunk: int = 1
     checkpoint_every: int | None = None
+    shared: frozenset[str] = frozenset()
 
     @property
     def start(self) -> Tensor:
@@ -83,6 +85,15 @@ class Problem:
     def density(self, state: Tensor) -> Tensor | None:
         """The integral of the divergence so far, (B,), where the log-density is wanted."""
         return None if self.probes is None else state[:, -1]
+
+    def cut(self, rows: Tensor) -> Problem:
+        """The same problem for some samples alone, `rows` (n,): their states, conditions and probes."""
+        cond = {name: _checks.Shared(value) if name in self.shared else value for name, value in self.cond.items()}
+        probes = self.probes
+        if probes is not None:  # those of an exact trace are one set for all rows, expanded: not to be written out
+            probes = probes[:, : len(rows)] if probes.stride(1) == 0 else probes[:, rows]
+        received = _checks.network_arguments(cond, rows, len(self.y))
+        return replace(self, y=self.y[rows], cond=received, probes=probes)
 
     def knots(self, grid: Grid | Tensor, steps: int) -> tuple[Tensor, Tensor]:
         """(u, t) at the steps + 1 knots of `grid` from u_from to u_to, float64 on the CPU; the ends are met exactly."""
@@ -128,6 +139,7 @@ class Result:
         accepted: steps taken.
         rejected: steps tried in vain.
         error: (B,), the sum of an adaptive solver's local error estimates in units of its tolerance, else None.
+        sample_calls: (B,), the network calls that each sample took part in, where these differ, else None.
     """
 
     y: Tensor
@@ -139,6 +151,7 @@ class Result:
     accepted: int = 0
     rejected: int = 0
     error: Tensor | None = None
+    sample_calls: Tensor | None = None
 
 
 class Solver(ABC):
@@ -174,6 +187,11 @@ class Solver(ABC):
     @abstractmethod
     def run(self, problem: Problem) -> Result:
         """Carry `problem.y` from `problem.u_from` to `problem.u_to`."""
+
+    @property
+    def differentiable(self) -> bool:
+        """Whether autograd passes through it, as `differentiable=True` needs: not where it chooses its own steps."""
+        return True
 
     @property
     def span(self) -> tuple[float, float] | None:
@@ -305,16 +323,25 @@ def _in_chunks(
 ) -> Callable[..., object]:
     """`step` with its noise added, of whose activations only those between chunks of steps are kept for `backward`.
 
-    The first step of a chunk takes all of them; the normals are drawn once and kept for the second pass.
+    The first step of a chunk takes all of them. A second pass has the normals of the first. Where no generator was
+    given it still draws, and throws away: torch has set its global generator back, and a network that draws between
+    the normals, as dropout does, must find its own again.
     """
-    every, drawn = problem.checkpoint_every or steps, cache(normals)
+    every = problem.checkpoint_every or steps
+    drawn: dict[int, Tensor] = {}
     ahead: list[object] = []
+
+    def same_normals(k: int) -> Tensor:
+        if k not in drawn or problem.generator is None:
+            z = normals(k)
+            drawn.setdefault(k, z)
+        return drawn[k]
 
     def chunk(first: int, y: Tensor, ask: Ask, memory: Memory | None) -> list[object]:
         taken: list[object] = []
         for k in range(first, min(first + every, steps)):
             moved = step(k, y, ask) if memory is None else step(k, y, ask, memory)
-            y, memory = _moved(moved, y, memory, problem, k, drawn)
+            y, memory = _moved(moved, y, memory, problem, k, same_normals)
             taken.append(y if memory is None else (y, memory))
         return taken
 
@@ -340,9 +367,10 @@ def _split(moved: object, k: int) -> tuple[object, Memory]:
     """(move, memory) from what a multistep scheme returned, after a TypeError unless memory is a tuple of tensors."""
     move, memory = moved if isinstance(moved, tuple) and len(moved) == 2 else (None, moved)
     if not isinstance(memory, tuple) or not all(isinstance(kept, Tensor) for kept in memory):
+        names = [type(kept).__name__ for kept in memory] if isinstance(memory, tuple) else type(memory).__name__
         raise TypeError(
             f"step({k}, y, ask, memory) must return (state, memory) or ((mean, std), memory), memory a tuple of "
-            f"tensors, and its memory is {type(memory).__name__}."
+            f"tensors, and its memory is {names}."
         )
     return move, memory
 
@@ -357,6 +385,8 @@ def _checked_step(moved: object, y: Tensor, problem: Problem, k: int) -> tuple[T
         return state, None
     if problem.probes is not None:
         raise ValueError(f"step({k}, y, ask) adds noise, and a log-density is that of the ODE, which has none.")
+    if isinstance(std, Tensor) and std.ndim == 0 and std.dtype is y.dtype:
+        return state, std
     std = like(torch.as_tensor(std, dtype=y.dtype), y)
     if std.shape not in ((), (len(y),) + (1,) * (y.ndim - 1), y.shape):
         raise ValueError(f"std of step {k} must be a number, one per sample, or shaped like y, not {tuple(std.shape)}.")
@@ -378,6 +408,22 @@ def plan_stages(
 def within(u: Tensor, fraction: float) -> Tensor:
     """The clock at a fraction of every step: it is linear between knots, and exact at them."""
     return u[1:] if fraction == 1 else u[:-1] + fraction * (u[1:] - u[:-1])
+
+
+Estimate = Callable[[Tensor, Query, Mapping[str, object]], Tensor]
+
+
+def estimate_of(problem: Problem, solver: Solver, package: str) -> Estimate:
+    """`model.estimate` for the loop of an engine, each call a chunk of its own where activations are computed again."""
+    estimate, every = problem.model.estimate, problem.checkpoint_every
+    if every is None:
+        return estimate
+    if every != 1:
+        raise ValueError(
+            f"{package} takes the steps of {solver!r}, and not in chunks of checkpoint_every = {every}: give 1, with "
+            "which the backward pass computes one network call after another again, or a solver that marches."
+        )
+    return partial(checkpoint, estimate, use_reentrant=False)
 
 
 def raised_inside(error: BaseException, package: str) -> bool:

@@ -30,7 +30,7 @@ from sdegen.models.base import Model
 from sdegen.paths.chain import Knots
 from sdegen.paths.gaussian import GaussianPath
 
-TABLE = 4096
+TABLE = 512
 """Pieces of the table behind a StretchedGrid's clock."""
 
 

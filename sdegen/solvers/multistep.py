@@ -1,11 +1,11 @@
 """Multistep schemes: one loop, to which a scheme hands rows of numbers.
 
-    y_{k+1} = keep y_k + sum over j of w_j m_j + std z        m_0 the answer of the model at knot k, m_1 that at k-1, ...
+    y_{k+1} = keep y_k + sum over j of w_j m_j + std z       m_0 the answer of the model at knot k, m_1 that at k-1, ...
 
 m is the slope D = eps_hat - x_hat, the data x_hat or the noise eps_hat, whichever the scheme asks for. A predictor
 gives a row for every step. A corrector gives the row of the same step once the answer at its end is known too: it is
 the one that the next step needs anyway, at the predicted state, so that a step stays one network call. With c_j the
-weights of the corrector, that answer first, correcting step k-1 and predicting step k is one row, where both keep alike:
+weights of the corrector, that answer first, correcting step k-1 and predicting step k is one row if both keep alike:
 
     y*_k = y_k + c_0 m_0 + sum over j > 0 of (c_j - w_{j-1}) m_j
     y_{k+1} = keep y*_k + sum over j of w_j m_j + std z
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from sdegen.solvers.base import Ask, Memory, Problem, Result, march
 from sdegen.solvers.grids import Laid
-from sdegen.solvers.scheme import ANSWERS, Row, Scheme, answering
+from sdegen.solvers.scheme import ANSWERS, Row, Scheme, answering, moved
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,11 +79,7 @@ class Multistep(Scheme):
 
         def step(k: int, y: Tensor, ask: Ask, memory: Memory) -> tuple[tuple[Tensor, Tensor | None], Memory]:
             answers = (answer(y, queries[k], cond), *memory)
-            keep, weights, _ = rows[k]
-            y = y if keep == 1 else keep * y
-            for w, m in zip(weights, answers, strict=False):
-                y = torch.add(y, m, alpha=w)
-            return (y, std[k]), answers[: remembered[k]]
+            return (moved(rows[k], y, answers), std[k]), answers[: remembered[k]]
 
         result = march(problem, knots.u, knots.t, step, memory=())
         result.calls = result.accepted  # planned questions do not pass through `ask`: one a step

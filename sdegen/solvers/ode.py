@@ -6,7 +6,8 @@ u itself, with the clock clamped to the interval, the last step set to land on i
 
     max over samples of max( RMS of the scaled error of y, |scaled error of the log-density| )
 
-so that a sample's accuracy does not depend on its batch-mates. torchdiffeq guards itself with assertions, which vanish
+so that a sample's accuracy does not depend on its batch-mates; with steps_for="sample" nothing of it does, rows.py.
+torchdiffeq guards itself with assertions, which vanish
 under `python -O`: everything that could run for ever is counted and raised here.
 """
 
@@ -25,9 +26,19 @@ from sdegen import _checks
 from sdegen._checks import NonFiniteError
 from sdegen._shapes import event_size
 from sdegen.models.base import Query
-from sdegen.solvers.base import CHECK_EVERY, Problem, Result, Solver, joined, plan_stages, raised_inside
+from sdegen.solvers.base import (
+    CHECK_EVERY,
+    Problem,
+    Result,
+    Solver,
+    estimate_of,
+    joined,
+    plan_stages,
+    raised_inside,
+)
 from sdegen.solvers.divergence import drift_and_divergence
 from sdegen.solvers.grids import Grid, PowerGrid, check_grid, span_of, steps_on
+from sdegen.solvers.rows import PAIRS, RowSteps
 
 
 @dataclass(frozen=True)
@@ -83,6 +94,9 @@ class ODESolver(Solver):
         grid: of a fixed-grid method: a PowerGrid, by default PowerGrid(1.5), or a float64 tensor of values of u.
         norm: "sample", the worst sample decides the step; "batch", torchdiffeq's root mean square over the batch.
         max_steps: an adaptive solve that needs more raises a ValueError.
+        steps_for: "batch", all samples take the same steps; "sample", for dopri5 and dopri8: every sample takes steps
+            of its own, does not depend on its batch-mates, and leaves the batch when it arrives, so that the network is
+            called on fewer and fewer rows. There is no trajectory then.
 
     Raises:
         TypeError: an option of another type.
@@ -97,12 +111,14 @@ class ODESolver(Solver):
     grid: Grid | Tensor | None = None
     norm: str = "sample"
     max_steps: int = 10_000
+    steps_for: str = "batch"
 
     solves_ode = True
 
     def __post_init__(self) -> None:
         _checks.choice("ODE method", self.method, ODE_METHODS)
         _checks.choice("norm", self.norm, ("sample", "batch"))
+        self._check_steps_for()
         _checks.whole("max_steps", self.max_steps)
         _checks.real("rtol", self.rtol, 0, strict=True)
         if self.atol is not None:
@@ -124,6 +140,25 @@ class ODESolver(Solver):
         elif self.steps is None and not isinstance(self.grid, Tensor):
             raise ValueError(f"The ODE method {self.method!r} needs steps, the number of steps.")
 
+    def _check_steps_for(self) -> None:
+        """A ValueError where samples cannot have steps of their own."""
+        if _checks.choice("steps_for", self.steps_for, ("batch", "sample")) == "batch":
+            return
+        if self.method not in PAIRS:
+            raise ValueError(
+                f"steps_for='sample' gives every sample steps of its own by {' or '.join(map(repr, PAIRS))}, and the "
+                f"method is {self.method!r}."
+            )
+        if self.norm != "sample":
+            raise ValueError(
+                f"steps_for='sample' measures the error of every sample alone, norm='sample', and norm = {self.norm!r}."
+            )
+
+    @property
+    def differentiable(self) -> bool:
+        """See `Solver.differentiable`."""
+        return not self._scheme.adaptive
+
     @property
     def span(self) -> tuple[float, float] | None:
         """See `Solver.span`."""
@@ -139,6 +174,15 @@ class ODESolver(Solver):
 
     def run(self, problem: Problem) -> Result:
         """Integrate `problem`: used by `sdegen.solve` and `sdegen.log_prob`."""
+        if self.steps_for == "sample":
+            atol = self.rtol if self.atol is None else self.atol
+            rows = RowSteps(problem, self.method, self.rtol, atol, self.max_steps, repr(self))
+            with problem.bar(None) as step_done:
+                rows.start()
+                while rows.left:
+                    rows.settle(rows.attempt())
+                    step_done()
+            return rows.result()
         rhs = (_AnyTime if self._scheme.adaptive else _FixedSteps)(self, problem)
         with problem.bar(rhs.total) as rhs.step_done:
             try:
@@ -164,8 +208,9 @@ class _RightHandSide(ABC):
     times: list[float] | None = None
     step_done: Callable[[], object]
 
-    def __init__(self, problem: Problem):
+    def __init__(self, solver: ODESolver, problem: Problem):
         self.problem = problem
+        self.estimate = estimate_of(problem, solver, "torchdiffeq")
         self.calls = 0
         self.accepted = 0
         self.rejected = 0
@@ -181,7 +226,7 @@ class _RightHandSide(ABC):
         problem, query = self.problem, self.query(at)
         self.calls += 1
         if problem.probes is None:
-            return problem.model.estimate(state, query, problem.cond)
+            return self.estimate(state, query, problem.cond)
         y = problem.event(state)
         return joined(*drift_and_divergence(problem.model, y, query, problem.cond, problem.probes, problem.chunk))
 
@@ -198,7 +243,7 @@ class _FixedSteps(_RightHandSide):
     """Queries in a known order: stage after stage of step after step."""
 
     def __init__(self, solver: ODESolver, problem: Problem):
-        super().__init__(problem)
+        super().__init__(solver, problem)
         self.total = solver._steps
         u, t = problem.knots(PowerGrid(1.5) if solver.grid is None else solver.grid, self.total)
         self.knots, self.times = u.tolist(), t.tolist()
@@ -230,7 +275,7 @@ class _AnyTime(_RightHandSide):
     """Queries at any clock, clamped to the interval, with the accepted steps' errors added up sample by sample."""
 
     def __init__(self, solver: ODESolver, problem: Problem):
-        super().__init__(problem)
+        super().__init__(solver, problem)
         atol = solver.rtol if solver.atol is None else solver.atol
         if solver.rtol + atol < 4 * torch.finfo(problem.y.dtype).eps:
             raise ValueError(f"{solver!r} asks for more than {problem.y.dtype} states can hold; loosen rtol and atol.")

@@ -21,7 +21,7 @@ from torch import Tensor
 from sdegen.models.base import Query
 from sdegen.solvers.base import Ask, Problem, Result, march
 from sdegen.solvers.grids import Laid
-from sdegen.solvers.scheme import ANSWERS, Row, Scheme, answering
+from sdegen.solvers.scheme import ANSWERS, Row, Scheme, answering, moved
 
 
 class Stage(NamedTuple):
@@ -78,9 +78,7 @@ class OneStep(Scheme):
             state, answers = y, list[Tensor]()
             for (_, row), query in zip(steps[k], queries[k], strict=True):
                 answers.insert(0, answer(state, query, cond))
-                state = y if row.keep == 1 else row.keep * y
-                for w, m in zip(row.weights, answers, strict=False):
-                    state = torch.add(state, m, alpha=w)
+                state = moved(row, y, answers)
             return state, std[k]
 
         result = march(problem, knots.u, knots.t, step)

@@ -1,4 +1,4 @@
-"""Rows of numbers: how a scheme is written down for the two loops, multistep and one-step.
+"""Schemes as rows of numbers: how one is written down for the two loops, multistep and one-step.
 
     y <- keep y + sum over j of w_j m_j + std z          m_0 the newest answer of the model, m_1 the one before, ...
 
@@ -14,6 +14,7 @@ from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from typing import ClassVar, NamedTuple
 
+import torch
 from torch import Tensor
 
 from sdegen import _checks
@@ -107,6 +108,15 @@ class Scheme(Solver):
     @abstractmethod
     def walk(self, problem: Problem, knots: Laid) -> Result:
         """Integrate `problem` along these knots, which lead from its u_from to its u_to."""
+
+
+def moved(row: Row, y: Tensor, answers: Sequence[Tensor]) -> Tensor:
+    """keep y + sum over j of w_j m_j, the newest answer first, in a new tensor; `answers` may hold older ones too."""
+    keep, weights, _ = row
+    y = torch.add(y if keep == 1 else keep * y, answers[0], alpha=weights[0])
+    for w, m in zip(weights[1:], answers[1:], strict=False):
+        y.add_(m, alpha=w)
+    return y
 
 
 def answering(problem: Problem) -> Callable[[Tensor, Query, Mapping[str, object]], Tensor]:

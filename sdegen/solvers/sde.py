@@ -19,6 +19,7 @@ References:
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
@@ -30,10 +31,22 @@ from torch import Tensor
 from sdegen import _checks
 from sdegen._checks import NonFiniteError
 from sdegen.models.base import Query
-from sdegen.solvers.base import CHECK_EVERY, Problem, Result, Solver, plan_stages, raised_inside, within
+from sdegen.solvers.base import (
+    CHECK_EVERY,
+    Problem,
+    Result,
+    Solver,
+    estimate_of,
+    plan_stages,
+    raised_inside,
+    within,
+)
 from sdegen.solvers.brownian import AdaptiveBrownian, Increments
 from sdegen.solvers.grids import Grid, PowerGrid, check_grid, span_of, steps_on
 from sdegen.solvers.noise import NoiseProfile
+
+FEW_STEPS = 15
+"""Below it the schemes of two calls a step are not to be trusted on their default grid."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +143,7 @@ class SDESolver(Solver):
         self._check_adaptive() if self.adaptive else self._check_fixed()
         if self.adaptive or self._scheme.carries:
             self._smooth  # noqa: B018  # the clock must be one
+        self._warn_of_few_steps()
 
     def _check_adaptive(self) -> None:
         if self.steps is not None:
@@ -143,6 +157,23 @@ class SDESolver(Solver):
             raise ValueError(f"Tolerances need adaptive=True, and rtol = {self.rtol}, atol = {self.atol} were given.")
         if self.steps is None and not isinstance(self.grid, Tensor):
             raise ValueError(f"The SDE method {self.method!r} needs steps, the number of steps.")
+
+    def _warn_of_few_steps(self) -> None:
+        """Ten steps of "srk" on ring8 cost 9 nats of mean log p, and 158 on sixteen dimensions, in silence."""
+        noisy = bool(self.eta) or self.w is not None
+        if self._scheme.calls == 2 and noisy and self.grid is None and self.steps and self.steps < FEW_STEPS:
+            warnings.warn(
+                f"SDESolver({self.method!r}, steps={self.steps}) takes steps too long for a scheme of two calls: its "
+                f"samples are far from the model. Take StochasticAdams({2 * self.steps}) at the same cost, at least "
+                f"{FEW_STEPS} steps, or a grid of your own.",
+                _checks.AccuracyWarning,
+                stacklevel=4,
+            )
+
+    @property
+    def differentiable(self) -> bool:
+        """See `Solver.differentiable`."""
+        return not self.adaptive
 
     @property
     def span(self) -> tuple[float, float] | None:
@@ -195,6 +226,7 @@ class _RightHandSide(ABC):
 
     def __init__(self, solver: SDESolver, problem: Problem):
         self.problem = problem
+        self.estimate = estimate_of(problem, solver, "torchsde")
         self.sde_type = solver._scheme.calculus
         self.calls = 0
         self._last: tuple[float, Tensor, Tensor] | None = None
@@ -225,9 +257,9 @@ class _RightHandSide(ABC):
             return self._last[2]
         problem, query = self.problem, self.query(s, y)
         if len(self._shape) == 2:
-            value = problem.model.estimate(y, query, problem.cond)
+            value = self.estimate(y, query, problem.cond)
         else:
-            value = problem.model.estimate(y.view(self._shape), query, problem.cond).flatten(1)
+            value = self.estimate(y.view(self._shape), query, problem.cond).flatten(1)
         self.calls += 1
         self._last = (s, y, value)
         return value

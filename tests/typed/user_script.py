@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ import sdegen
 from sdegen.datasets import bits_per_dim, dequantise, digits, two_moons
 from sdegen.interop import Adapted, from_flow_matching, from_torchcfm
 from sdegen.nets import MLP, UNet
+from sdegen.solvers.grids import Laid
 
 
 class Mine(sdegen.GaussianPath):
@@ -57,6 +59,25 @@ class Heun(sdegen.Solver):
             return y + 0.5 * h * (slope + ask(y + h * slope, u[k + 1]))
 
         return sdegen.march(problem, u, t, step)
+
+
+@dataclass(frozen=True)
+class Bashforth(sdegen.Solver):
+    """A multistep scheme of one's own: Adams-Bashforth on equal steps."""
+
+    steps: int
+    solves_ode = True
+
+    def run(self, problem: sdegen.Problem) -> sdegen.Result:
+        """March with a memory."""
+        u, t = problem.knots(sdegen.PowerGrid(1), self.steps)
+
+        def step(k: int, y: Tensor, ask: sdegen.Ask, memory: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+            slope = ask(y, u[k])
+            before = memory[0] if memory else slope
+            return y + (u[k + 1] - u[k]) * (1.5 * slope - 0.5 * before), (slope,)
+
+        return sdegen.march(problem, u, t, step, memory=())
 
 
 class Shrunk(sdegen.Wrapped):
@@ -124,12 +145,41 @@ def sample(model: sdegen.ScoreModel) -> None:
     x = sdegen.decode(model, z, ode)
     x = sdegen.decode(Shrunk(model).on(sdegen.CondOT()), z, Heun(4), u=(0.8, 0.1))
     solution: sdegen.Solution = sdegen.solve(model, z, ode, trajectory=True)
+    sdegen.decode(model, z, Bashforth(2), differentiable=True, checkpoint_every=2).sum().backward()
     calls: int = solution.calls
     assert calls == 8
+    own: Tensor | None = sdegen.solve(model, z, sdegen.ODESolver("dopri5", rtol=1e-2, steps_for="sample")).sample_calls
+    assert own is not None
+    assert own.shape == (4,)
     try:
         sdegen.sample(sdegen.ScoreModel(lambda x, t: x / 0, model.path), shape, sdegen.Ancestral(4))
     except sdegen.NonFiniteError as error:
         print(f"refused, as it should be: {error}")
+
+
+class Leapfrog(sdegen.Multistep):
+    """A multistep scheme of rows, and grids for it."""
+
+    solves_ode = True
+
+    def predictor(self, knots: Laid) -> list[sdegen.Row]:
+        """Adams-Bashforth of order 2 on equal steps, after one of Euler's."""
+        h = float(knots.u[1] - knots.u[0])
+        return [sdegen.Row(1.0, [h])] + [sdegen.Row(1.0, [1.5 * h, -0.5 * h])] * (len(knots.u) - 2)
+
+
+def few_calls(model: sdegen.ScoreModel) -> None:
+    """Adams' methods, their grids, a scheme of one's own; a warning where steps are too long."""
+    grids: list[sdegen.Grid] = [sdegen.StretchedGrid(0.5, gain=1.0), sdegen.KarrasGrid(7.0), sdegen.PowerGrid(2, "t")]
+    for grid in grids:
+        x: Tensor = sdegen.sample(model, (4, 2), sdegen.Adams(6, order=2, grid=grid))
+    z: Tensor = sdegen.encode(model, x, sdegen.Adams(4))
+    x = sdegen.decode(model, z, Leapfrog(4, grid=sdegen.PowerGrid(1)))
+    x = sdegen.sample(model, (4, 2), sdegen.StochasticAdams(4, order=1, eta=0.5))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", sdegen.AccuracyWarning)
+        sdegen.SDESolver("srk", 4)
+    assert x.shape == z.shape
 
 
 def read(model: sdegen.ScoreModel, x: Tensor) -> None:
@@ -206,6 +256,7 @@ def main() -> None:
     exact()
     train(model, x)
     sample(model)
+    few_calls(model)
     read(model, x)
     flow(x)
     images()

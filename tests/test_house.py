@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import sdegen
-from sdegen.solvers import ODE_METHODS, SDE_METHODS
+from sdegen.solvers import ODE_METHODS, SCHEMES, SDE_METHODS
 
 ROOT = Path(__file__).parent.parent
 LAYERS = [  # a file imports only from rows above its own
@@ -33,6 +33,7 @@ LAYERS = [  # a file imports only from rows above its own
     {"solvers.ode", "solvers.multistep", "solvers.onestep", "solvers.exponential", "solvers.renoised"},
     {"solvers.sde", "solvers.adams", "solvers.dpm", "solvers.unipc", "solvers.sasolver", "solvers.heun"},
     {"solvers.deis"},
+    {"solvers.registry"},
     {"solvers"},
     {"sampling"},
     {"reflow", "likelihoods.gradients", "likelihoods.decoders"},
@@ -112,12 +113,17 @@ def test_the_readme_table_is_the_registry():
         match = re.fullmatch(r"`(SDESolver|ODESolver|Ancestral|DDIM)\(?\"?(\w*)\"?.*`", cells[0])
         if match and len(cells) == 5:
             rows[match[1], match[2]] = cells[1:]
+        elif cells[0].strip("`") in SCHEMES:
+            rows[cells[0].strip("`"), ""] = cells[1:]
     expected = {}
     for name, method in SDE_METHODS.items():
         order = f"{method.order} ({method.strong} strong)"
         expected["SDESolver", name] = ["SDE", order, f"{method.calls}", method.when]
     for name, method in ODE_METHODS.items():
         expected["ODESolver", name] = ["ODE", f"{method.order}", f"{method.calls}", method.when]
+    for name, scheme in SCHEMES.items():
+        numbers = ["the solver's" if n is None else f"{n}" for n in (scheme.order, scheme.calls)]
+        expected[name, ""] = [scheme.equation, *numbers, scheme.when]
     for chain in ("Ancestral", "DDIM"):
         assert rows.pop((chain, "steps"))[:3] == ["the chain", "1", "1"]
     assert rows == expected

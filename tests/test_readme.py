@@ -55,6 +55,7 @@ def test_every_program_is_run_here_or_for_its_law():
         "= sdegen.CondOT()",
         "differentiable=True",
         "class Ralston",
+        "class AdamsBashforth2",
         "class HalfCosine",
         "class Guided",
     ]
@@ -67,6 +68,12 @@ def test_the_solver_is_the_one_of_the_docstring():
     """Whose order tests/solvers/test_own_solver.py fits."""
     ours, theirs = (re.sub(r"\s+", "", text) for text in (program("class Ralston"), sdegen.Solver.__doc__))
     assert ours.removeprefix("fromdataclassesimportdataclass") in theirs
+
+
+def test_the_multistep_scheme_is_the_one_of_the_docstring():
+    """Whose order tests/solvers/test_own_schemes.py fits."""
+    ours, theirs = (re.sub(r"\s+", "", text) for text in (program("AdamsBashforth2"), sdegen.Multistep.__doc__))
+    assert ours in theirs
 
 
 def test_the_path_is_the_trigonometric_one():

@@ -11,9 +11,10 @@ from sdegen.solvers.heun import Heun
 from sdegen.solvers.multistep import Multistep
 from sdegen.solvers.ode import ODE_METHODS, ODESolver
 from sdegen.solvers.onestep import OneStep, Stage
+from sdegen.solvers.registry import SCHEMES
 from sdegen.solvers.renoised import Churn, Langevin, Renoised, Restart
-from sdegen.solvers.scheme import Row
 from sdegen.solvers.sasolver import SASolver
+from sdegen.solvers.scheme import Row
 from sdegen.solvers.sde import SDE_METHODS, SDESolver
 from sdegen.solvers.unipc import UniPC
 
@@ -21,6 +22,7 @@ __all__ = [
     "DDIM",
     "DEIS",
     "ODE_METHODS",
+    "SCHEMES",
     "SDE_METHODS",
     "Adams",
     "Ancestral",

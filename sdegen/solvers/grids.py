@@ -140,8 +140,8 @@ class KarrasGrid(Grid):
             )
         least, last = self.sigma_min / (1 + self.sigma_min), low
         extra = int(low < least < high and steps > 1)  # a step from sigma_min to the data end
-        bottom = least if extra or steps == 1 else low  # the end of a single step is put right by `lay`
-        top, bottom = (self._scale(torch.tensor(u, dtype=torch.float64)) for u in (high, bottom))
+        lowest = least if extra or steps == 1 else low  # the end of a single step is put right by `lay`
+        top, bottom = (self._scale(torch.tensor(u, dtype=torch.float64)) for u in (high, lowest))
         u = self._clock(bottom + (top - bottom) * _falling(steps - extra))
         u = torch.cat([u, u.new_tensor([last])]) if extra else u
         finite = self.rho != math.inf or low > 0

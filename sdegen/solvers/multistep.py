@@ -65,8 +65,9 @@ class Multistep(Scheme):
         """A row for every step but the last, with the answer at its second knot first; none without a corrector."""
         return []
 
-    def walk(self, problem: Problem, knots: Laid) -> Result:
-        """See `Scheme.walk`."""
+    def run(self, problem: Problem, knots: Laid | None = None) -> Result:
+        """Integrate `problem`: used by `sdegen.solve` and, for a scheme of slopes, by `sdegen.log_prob`."""
+        knots = self.laid(problem) if knots is None else knots
         rows = joined_rows(self.predictor(knots), self.corrector(knots))
         model, cond, one = problem.model, problem.cond, torch.ones(len(rows), dtype=torch.float64)
         if any(row.std for row in rows):

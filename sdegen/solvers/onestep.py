@@ -66,8 +66,9 @@ class OneStep(Scheme):
     def stages(self, u: float, v: float) -> Sequence[Stage]:
         """The stages of a step from the clock u to v, the last of them at v: one network call each."""
 
-    def walk(self, problem: Problem, knots: Laid) -> Result:
-        """See `Scheme.walk`."""
+    def run(self, problem: Problem, knots: Laid | None = None) -> Result:
+        """Integrate `problem`: used by `sdegen.solve` and, for a scheme of slopes, by `sdegen.log_prob`."""
+        knots = self.laid(problem) if knots is None else knots
         steps = [self.stages(u, v) for u, v in pairwise(knots.u.tolist())]
         queries, answer, cond = self._planned(problem, knots, steps), answering(problem), problem.cond
         std = [stages[-1].row.std or None for stages in steps]

@@ -87,7 +87,7 @@ class Renoised(Solver):
         knots = laid.u.tolist()
         legs = [list(leg) for leg in self.legs(knots, min(model.path.ends[1], model.clocks[1]))]
         if legs == [knots]:
-            return self.solver.walk(problem, laid)
+            return self.solver.run(problem, laid)
         moves = _moves(knots[0], legs)
         normals = normals_of_step(problem.y, problem.noise, problem.generator, len(moves) - 1)
         known = dict(zip(knots, laid.t.tolist(), strict=True))
@@ -104,7 +104,7 @@ class Renoised(Solver):
                 if problem.noise is not None:
                     part.noise = partial(_later, normals, k)
                 down = Laid(torch.tensor(moves[on]).double(), torch.tensor(times[on]).double(), laid.clock)
-                done = _joined(done, self.solver.walk(part, down))
+                done = _joined(done, self.solver.run(part, down))
                 bar()
         return done if problem.trajectory else replace(done, states=[])
 

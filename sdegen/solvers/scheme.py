@@ -85,9 +85,9 @@ class Scheme(Solver):
         """The grid where none is given."""
         return PowerGrid(2)
 
-    def run(self, problem: Problem) -> Result:
-        """Integrate `problem`: used by `sdegen.solve` and, for a scheme of slopes, by `sdegen.log_prob`."""
-        return self.walk(problem, self.laid(problem))
+    @abstractmethod
+    def run(self, problem: Problem, knots: Laid | None = None) -> Result:
+        """Integrate `problem`: used by the verbs; along `knots` from its u_from to its u_to, by default those `laid`."""
 
     def laid(self, problem: Problem) -> Laid:
         """The knots of `problem`, after a ValueError if the scheme cannot solve it."""
@@ -104,10 +104,6 @@ class Scheme(Solver):
                 f"u=(0.99, {problem.u_to:g})."
             )
         return problem.lay(self.own_grid if self.grid is None else self.grid, steps_on(self.grid, self.steps) or 0)
-
-    @abstractmethod
-    def walk(self, problem: Problem, knots: Laid) -> Result:
-        """Integrate `problem` along these knots, which lead from its u_from to its u_to."""
 
 
 def moved(row: Row, y: Tensor, answers: Sequence[Tensor]) -> Tensor:

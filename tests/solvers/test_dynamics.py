@@ -22,6 +22,15 @@ SOLVERS = {
     "sde heun": sdegen.SDESolver("heun", 9),
     "sde w": sdegen.SDESolver("midpoint", 9, w=lambda u: 1.3 * u.sqrt()),
     "ancestral": sdegen.Ancestral(9, variance="posterior", grid=sdegen.PowerGrid(2)),
+    "dpm-solver": sdegen.DPMSolver(9, 3),
+    "sde-dpm-solver": sdegen.DPMSolver(9, eta=1.0),
+    "unipc": sdegen.UniPC(9, 3),
+    "deis": sdegen.DEIS(9),
+    "sa-solver": sdegen.SASolver(9),
+    "heun": sdegen.Heun(9, grid=sdegen.PowerGrid(2)),
+    "churn": sdegen.Churn(sdegen.Heun(9, grid=sdegen.PowerGrid(2)), 2.0),
+    "langevin": sdegen.Langevin(sdegen.UniPC(9), 0.1),
+    "restart": sdegen.Restart(sdegen.DPMSolver(9), 0.2, 0.6, times=2),
 }
 
 
@@ -36,7 +45,7 @@ def test_all_paths_give_one_trajectory_in_straight_coordinates(name, asked):
     y = torch.randn(16, 2)
     noise = None
     if not solver.solves_ode:
-        noise = torch.randn((9, 2, 16, 2) if getattr(solver, "method", "") == "srk" else (9, 16, 2))
+        noise = torch.randn((40, 2, 16, 2) if getattr(solver, "method", "") == "srk" else (40, 16, 2)).__getitem__
     ends = []
     for path in ALL.values():
         start, end = path.scale(u[0]), path.scale(u[1])

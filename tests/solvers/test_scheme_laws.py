@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from problems import PATHS, affine_law, ring, slope, start_law, two_modes
+from problems import PATHS, affine_law, slope, start_law, two_modes
 
 import sdegen
 from sdegen.solvers.multistep import joined_rows

@@ -19,6 +19,9 @@ MAKERS = [
     lambda: sdegen.Ancestral(2, variance=torch.tensor([0.0, 0.1])),
     lambda: sdegen.Ancestral(grid=sdegen.DDPM.linear(20).respaced(5)),
     lambda: sdegen.DDIM(9, eta=0.5, grid=sdegen.PowerGrid(3)),
+    lambda: sdegen.DPMSolver(9, eta=0.5, grid=sdegen.PowerGrid(3)),
+    lambda: sdegen.UniPC(grid=GRID.clone()),
+    lambda: sdegen.Restart(sdegen.UniPC(grid=GRID.clone()), times=2),
 ]
 
 

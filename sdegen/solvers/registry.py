@@ -1,4 +1,4 @@
-"""What README's table of solvers says of the schemes on the two loops: fitted order, network calls, when to use them."""
+"""README's table of the schemes on the two loops: fitted order, network calls, when to use them."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ SCHEMES = {
     "Churn(Heun(steps))": Known(lambda n: Churn(Heun(n)), "SDE", None, 2, "EDM's stochastic sampler"),
     "Langevin(Heun(steps))": Known(lambda n: Langevin(Heun(n)), "SDE", None, 4, "predictor-corrector sampling"),
     "Restart(UniPC(steps))": Known(
-        lambda n: Restart(UniPC(n)), "SDE", None, None, "goes back up once, so that errors made before are forgotten"
+        lambda n: Restart(UniPC(n)), "SDE", None, None, "goes up again once and forgets its errors"
     ),
 }
 """The schemes by the call that makes them."""

@@ -87,7 +87,7 @@ class Scheme(Solver):
 
     @abstractmethod
     def run(self, problem: Problem, knots: Laid | None = None) -> Result:
-        """Integrate `problem`: used by the verbs; along `knots` from its u_from to its u_to, by default those `laid`."""
+        """Integrate `problem` along `knots`, from its u_from to its u_to; by default those that are `laid`."""
 
     def laid(self, problem: Problem) -> Laid:
         """The knots of `problem`, after a ValueError if the scheme cannot solve it."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -168,6 +169,42 @@ class Leapfrog(sdegen.Multistep):
         return [sdegen.Row(1.0, [h])] + [sdegen.Row(1.0, [1.5 * h, -0.5 * h])] * (len(knots.u) - 2)
 
 
+@dataclass(frozen=True, eq=False)
+class Ralston(sdegen.OneStep):
+    """A one-step scheme of rows."""
+
+    solves_ode = True
+
+    def stages(self, u: float, v: float) -> list[sdegen.Stage]:
+        """Two thirds of the step, and the step."""
+        h = v - u
+        ahead = sdegen.Stage(u + 2 / 3 * h, sdegen.Row(1.0, [2 / 3 * h]))
+        return [ahead, sdegen.Stage(v, sdegen.Row(1.0, [0.75 * h, 0.25 * h]))]
+
+
+class Twice(sdegen.Renoised):
+    """Every step again, from where it began."""
+
+    def legs(self, knots: Sequence[float], top: float) -> list[list[float]]:
+        """Down, up and down, one step after another."""
+        return [[u, v] for u, v in pairwise(knots) for _ in range(2)]
+
+
+def known_schemes(model: sdegen.ScoreModel) -> None:
+    """The schemes that others have, and what goes around them."""
+    ode: list[sdegen.Solver] = [sdegen.DPMSolver(4, 3), sdegen.UniPC(4), sdegen.DEIS(4, 2), sdegen.Heun(4), Ralston(4)]
+    sde: list[sdegen.Solver] = [sdegen.DPMSolver(4, eta=1.0), sdegen.SASolver(4, 3, corrector_order=4)]
+    around: list[sdegen.Renoised] = [
+        sdegen.Churn(sdegen.Heun(4), 10.0, low=0.05, high=50.0, scale=1.003),
+        sdegen.Langevin(sdegen.DPMSolver(4, 1), 0.16, times=2),
+        sdegen.Restart(sdegen.UniPC(4), 0.2, 0.6, times=2),
+        Twice(sdegen.Heun(4)),
+    ]
+    for solver in [*ode, *sde, *around]:
+        x: Tensor = sdegen.sample(model, (4, 2), solver)
+        assert bool(x.isfinite().all())
+
+
 def few_calls(model: sdegen.ScoreModel) -> None:
     """Adams' methods, their grids, a scheme of one's own; a warning where steps are too long."""
     grids: list[sdegen.Grid] = [sdegen.StretchedGrid(0.5, gain=1.0), sdegen.KarrasGrid(7.0), sdegen.PowerGrid(2, "t")]
@@ -256,6 +293,7 @@ def main() -> None:
     exact()
     train(model, x)
     sample(model)
+    known_schemes(model)
     few_calls(model)
     read(model, x)
     flow(x)

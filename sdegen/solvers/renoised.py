@@ -191,10 +191,10 @@ class Langevin(Renoised):
         rho up to rho sqrt(1 + 4 snr^2)          that is Langevin's step delta = 2 (snr sigma)^2, see the module's page
 
     Song et al. take delta from the ratio of the norms of noise and score, delta = 2 (snr |z|/|score|)^2, averaged over
-    the batch. Here both norms are expected ones, |z|/|score| = sigma: a sample does not depend on its batch-mates, and
-    the corrector keeps the law of the path whatever snr is, to the error of the step back. (With each sample's own
-    norms it does not: it would draw from p |score|^2.) Every step is the solver's first, and none is corrected at clean
-    data: take a one-step scheme, or DPMSolver(steps, 1) for one call a correction.
+    the batch. Here both norms are the expected ones, |z|/|score| = sigma: a sample does not depend on its batch-mates,
+    and the law of the path is kept whatever snr is, to the error of the step back. (Each sample's own norms would spoil
+    it: a step that depends on the state has another law at rest.) Every step is the solver's first, and none is
+    corrected at clean data: take a one-step scheme, or DPMSolver(steps, 1) for one call a correction.
 
     Args:
         solver: what steps and corrects: a `OneStep` such as `Heun`, or a `Multistep` of order 1.

@@ -81,10 +81,8 @@ class Corrections(sdegen.Langevin):
     """As many as make a fixed time of Langevin's dynamics, at the first knot alone."""
 
     def legs(self, knots, top):
-        u = knots[0]
-        factor = math.sqrt(1 + 4 * self.snr**2)
-        up = factor * u / (1 - u + factor * u)
-        return [[up, u]] * self.times + [list(knots)]
+        _, *corrections = super().legs([1.0, knots[0]], top)
+        return [*corrections, list(knots)]
 
 
 @pytest.mark.parametrize("u", [0.3, 0.8])
@@ -103,6 +101,24 @@ def test_corrections_of_first_order_keep_the_law_as_they_shrink(u):
         errors.append(abs(float(a**2 * variance + (c**2).sum()) / variance - 1))
     assert abs(slope([round(1 / snr) for snr in sizes[1:]], errors[1:]) - 2) < 0.3
     assert errors[-1] < 3e-3
+
+
+@pytest.mark.parametrize("inner", [sdegen.DPMSolver(1, 1), sdegen.Heun(1)], ids=repr)
+@pytest.mark.parametrize("path", ["vp", "ve", "trigonometric"])
+def test_a_correction_is_langevins_step_to_first_order(inner, path):
+    """x + delta score + sqrt(2 delta) z with delta = 2 (snr sigma)^2, up to terms of order delta^(3/2)."""
+    path, u = PATHS[path], 0.4
+    model, x, z = ring(0.5).model(path), torch.randn(6, 2), torch.randn(6, 2)
+    t = path.time(u)
+    errors = []
+    for snr in (0.04, 0.02, 0.01):
+        delta = 2 * (snr * path.sigma(t)) ** 2
+        step = x + delta * model.score(x, t) + (2 * delta).sqrt() * z
+        ends, noise = (u, u - 1e-12), torch.stack([z, 0 * z, 0 * z])
+        corrected = sdegen.solve(model, x, Corrections(inner, snr), u=ends, noise=noise).x
+        errors.append(float((corrected - step).abs().max() / delta))
+    assert errors[0] < 1
+    assert errors[2] < 0.6 * errors[1] < 0.4 * errors[0]
 
 
 def test_a_step_by_the_samples_own_norms_would_not_keep_it():

@@ -1,4 +1,4 @@
-"""Multistep schemes: one loop, to which a scheme hands rows of numbers.
+"""Multistep schemes: a row of numbers for every step, with the answers at its start and at the knots before.
 
     y_{k+1} = keep y_k + sum over j of w_j m_j + std z       m_0 the answer of the model at knot k, m_1 that at k-1, ...
 
@@ -20,12 +20,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise, zip_longest
 
-import torch
-from torch import Tensor
-
-from sdegen.solvers.base import Ask, Memory, Problem, Result, march
 from sdegen.solvers.grids import Laid
-from sdegen.solvers.scheme import ANSWERS, Row, Scheme, answering, moved
+from sdegen.solvers.scheme import Move, Row, Scheme
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,26 +61,12 @@ class Multistep(Scheme):
         """A row for every step but the last, with the answer at its second knot first; none without a corrector."""
         return []
 
-    def run(self, problem: Problem, knots: Laid | None = None) -> Result:
-        """Integrate `problem`: used by `sdegen.solve` and, for a scheme of slopes, by `sdegen.log_prob`."""
-        knots = self.laid(problem) if knots is None else knots
+    def moves(self, knots: Laid) -> list[Move]:
+        """See `Scheme.moves`."""
         rows = joined_rows(self.predictor(knots), self.corrector(knots))
-        model, cond, one = problem.model, problem.cond, torch.ones(len(rows), dtype=torch.float64)
-        if any(row.std for row in rows):
-            model.needs_score(type(self).__name__)
-        c, d = ANSWERS[self.asks]
-        queries = model.plan(problem.y, knots.u[:-1], knots.t[:-1], c * one, d * one)
-        levels = torch.tensor([row.std for row in rows], dtype=torch.float64).to(problem.y).unbind(0)
-        std = [level if row.std else None for row, level in zip(rows, levels, strict=True)]
-        remembered, answer = answers_kept(rows), answering(problem)
-
-        def step(k: int, y: Tensor, ask: Ask, memory: Memory) -> tuple[tuple[Tensor, Tensor | None], Memory]:
-            answers = (answer(y, queries[k], cond), *memory)
-            return (moved(rows[k], y, answers), std[k]), answers[: remembered[k]]
-
-        result = march(problem, knots.u, knots.t, step, memory=())
-        result.calls = result.accepted  # planned questions do not pass through `ask`: one a step
-        return result
+        return [
+            Move([u], [row], kept) for u, row, kept in zip(knots.u.tolist(), rows, answers_kept(rows), strict=False)
+        ]
 
 
 def joined_rows(predicted: Sequence[Row], corrected: Sequence[Row]) -> list[Row]:

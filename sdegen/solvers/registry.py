@@ -1,4 +1,4 @@
-"""README's table of the schemes on the two loops: fitted order, network calls, when to use them."""
+"""README's table of schemes made of rows: fitted order, network calls, when to use them."""
 
 from __future__ import annotations
 

@@ -20,19 +20,17 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from sdegen import _checks
-from sdegen.solvers.base import Problem, Result, Solver
+from sdegen.solvers.base import Problem, Result, Solver, march
 from sdegen.solvers.grids import Laid
-from sdegen.solvers.noise import normals_of_step
-from sdegen.solvers.scheme import Scheme
+from sdegen.solvers.scheme import Move, Row, Scheme, calls_of, stepping, times_at
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,58 +80,31 @@ class Renoised(Solver):
 
     def run(self, problem: Problem) -> Result:
         """Carry the state along the legs: used by `sdegen.solve`."""
-        laid, model = self.solver.laid(problem), problem.model
+        laid, model, scheme = self.solver.laid(problem), problem.model, self.solver
         model.needs_score(type(self).__name__)
-        knots = laid.u.tolist()
-        legs = [list(leg) for leg in self.legs(knots, min(model.path.ends[1], model.clocks[1]))]
-        if legs == [knots]:
-            return self.solver.run(problem, laid)
-        moves = _moves(knots[0], legs)
-        normals = normals_of_step(problem.y, problem.noise, problem.generator, len(moves) - 1)
-        known = dict(zip(knots, laid.t.tolist(), strict=True))
-        times = [known[u] if u in known else float(model.path.time(u)) for u in moves]
-        done = Result(problem.y, moves[:1], [problem.y], times[:1])
-        with problem.bar(len(legs)) as bar:
-            for leg in legs:
-                k = len(done.u) - 1
-                if leg[0] > moves[k]:
-                    done = _joined(done, self._up(done.y, moves[k], leg[0], times[k + 1], normals(k)))
-                    k += 1
-                on = slice(k, k + len(leg))
-                part = replace(problem, y=done.y, u_from=leg[0], u_to=leg[-1], noise=None, progress=False)
-                if problem.noise is not None:
-                    part.noise = partial(_later, normals, k)
-                down = Laid(torch.tensor(moves[on]).double(), torch.tensor(times[on]).double(), laid.clock)
-                done = _joined(done, self.solver.run(part, down))
-                bar()
-        return done if problem.trajectory else replace(done, states=[])
+        legs = self.legs(laid.u.tolist(), min(model.path.ends[1], model.clocks[1]))
+        time = times_at(model.path, laid, [u for leg in legs for u in leg])
+        clocks, moves = [float(laid.u[0])], list[Move]()
+        for leg in legs:
+            if leg[0] > clocks[-1]:
+                moves.append(Move([], [self._up(clocks[-1], leg[0])]))
+                clocks.append(leg[0])
+            clocks += leg[1:]
+            moves += scheme.moves(Laid(*_knots(leg, time), laid.clock))
+        u, t = _knots(clocks, time)
+        result = march(problem, u, t, stepping(scheme, problem, u, t, moves), memory=())
+        result.calls = calls_of(moves)
+        return result
 
-    def _up(self, y: Tensor, u: float, w: float, t: float, z: Tensor) -> Result:
-        """The state at the clock w > u, drawn given that at u."""
+    def _up(self, u: float, w: float) -> Row:
+        """From the clock u up to w, given the state at u."""
         keep = (1 - w) / (1 - u)
-        std = self.scale * math.sqrt((w - keep * u) * (w + keep * u))
-        y = torch.add(keep * y, z, alpha=std)
-        return Result(y, [u, w], [y, y], [t, t])
+        return Row(keep, (), self.scale * math.sqrt((w - keep * u) * (w + keep * u)))
 
 
-def _moves(start: float, legs: Sequence[Sequence[float]]) -> list[float]:
-    """All clocks from the start on, up and down."""
-    moves = [start]
-    for leg in legs:
-        moves += leg if leg[0] > moves[-1] else leg[1:]
-    return moves
-
-
-def _later(normals: Callable[[int], Tensor], k: int, j: int) -> Tensor:
-    """The normals of a leg's step j, whose first move is the k-th of all."""
-    return normals(k + j)
-
-
-def _joined(a: Result, b: Result) -> Result:
-    """One result after another, whose first knot is the last of `a`."""
-    times = [*(a.times or ()), *(b.times or ())[1:]]
-    cost = (a.calls + b.calls, a.accepted + b.accepted, a.rejected + b.rejected)
-    return Result(b.y, [*a.u, *b.u[1:]], [*a.states, *b.states[1:]], times, None, *cost)
+def _knots(clocks: Sequence[float], time: Mapping[float, float]) -> tuple[Tensor, Tensor]:
+    """(u, t) in float64."""
+    return torch.tensor(clocks, dtype=torch.float64), torch.tensor([time[u] for u in clocks], dtype=torch.float64)
 
 
 def _raised(u: float, factor: float, top: float) -> float:

@@ -1,9 +1,9 @@
-"""Schemes as rows of numbers: how one is written down for the two loops, multistep and one-step.
+"""Schemes as rows of numbers, and the loop that walks them, whether they remember past answers or not.
 
     y <- keep y + sum over j of w_j m_j + std z          m_0 the newest answer of the model, m_1 the one before, ...
 
-m is the slope D = eps_hat - x_hat, the data x_hat or the noise eps_hat, whichever the scheme asks for. What the loops
-have in common stands here: options, the grid, what a scheme cannot do, and how the model is asked.
+m is the slope D = eps_hat - x_hat, the data x_hat or the noise eps_hat, whichever the scheme asks for. What all
+schemes have in common stands here: options, the grid, what they cannot do, and how the model is asked.
 """
 
 from __future__ import annotations
@@ -19,12 +19,17 @@ from torch import Tensor
 
 from sdegen import _checks
 from sdegen.models.base import Query
-from sdegen.solvers.base import Problem, Result, Solver, joined
+from sdegen.paths.gaussian import GaussianPath
+from sdegen.solvers.base import Ask, Memory, Problem, Result, Solver, joined, march
 from sdegen.solvers.divergence import drift_and_divergence
 from sdegen.solvers.grids import Grid, Laid, PowerGrid, check_grid, span_of, steps_on
 
 ANSWERS = {"slope": (-1.0, 1.0), "data": (1.0, 0.0), "noise": (0.0, 1.0)}
 """(c, d) of the answer c x_hat + d eps_hat that a scheme asks for."""
+
+
+Stepper = Callable[[int, Tensor, Ask, Memory], tuple[tuple[Tensor, Tensor | None], Memory]]
+"""What `march` calls between two knots."""
 
 
 class Row(NamedTuple):
@@ -39,6 +44,21 @@ class Row(NamedTuple):
     keep: float
     weights: Sequence[float]
     std: float = 0.0
+
+
+class Move(NamedTuple):
+    """What a loop does between two knots.
+
+    Attributes:
+        asked: the clocks at which the model is asked, the start of the step first; none where noise alone is added.
+        rows: after each answer the row that builds the next state from that at the start, the last one with the noise;
+            a single row without weights where nothing is asked.
+        kept: how many answers the next move is handed.
+    """
+
+    asked: Sequence[float]
+    rows: Sequence[Row]
+    kept: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,8 +106,16 @@ class Scheme(Solver):
         return PowerGrid(2)
 
     @abstractmethod
-    def run(self, problem: Problem, knots: Laid | None = None) -> Result:
-        """Integrate `problem` along `knots`, from its u_from to its u_to; by default those that are `laid`."""
+    def moves(self, knots: Laid) -> list[Move]:
+        """The steps between these knots."""
+
+    def run(self, problem: Problem) -> Result:
+        """Integrate `problem`: used by `sdegen.solve` and, for a scheme of slopes, by `sdegen.log_prob`."""
+        knots = self.laid(problem)
+        moves = self.moves(knots)
+        result = march(problem, knots.u, knots.t, stepping(self, problem, knots.u, knots.t, moves), memory=())
+        result.calls = calls_of(moves)
+        return result
 
     def laid(self, problem: Problem) -> Laid:
         """The knots of `problem`, after a ValueError if the scheme cannot solve it."""
@@ -106,9 +134,52 @@ class Scheme(Solver):
         return problem.lay(self.own_grid if self.grid is None else self.grid, steps_on(self.grid, self.steps) or 0)
 
 
+def stepping(scheme: Scheme, problem: Problem, u: Tensor, t: Tensor, moves: Sequence[Move]) -> Stepper:
+    """The step of `march` from knot to knot, its questions planned and its numbers moved at once."""
+    if any(move.rows[-1].std for move in moves):
+        problem.model.needs_score(type(scheme).__name__)
+    queries, answer, cond = _planned(scheme, problem, u, t, moves), answering(problem), problem.cond
+    levels = torch.tensor([move.rows[-1].std for move in moves], dtype=torch.float64).to(problem.y).unbind(0)
+    std = [level if move.rows[-1].std else None for level, move in zip(levels, moves, strict=True)]
+
+    def step(k: int, y: Tensor, ask: Ask, memory: Memory) -> tuple[tuple[Tensor, Tensor | None], Memory]:
+        _, rows, kept = moves[k]
+        state = y if queries[k] else moved(rows[0], y, ())
+        for row, query in zip(rows, queries[k], strict=bool(queries[k])):
+            memory = (answer(state, query, cond), *memory)
+            state = moved(row, y, memory)
+        return (state, std[k]), memory[:kept]
+
+    return step
+
+
+def calls_of(moves: Sequence[Move]) -> int:
+    """The network calls of these moves: their questions are planned and do not pass through `ask`."""
+    return sum(len(move.asked) for move in moves)
+
+
+def times_at(path: GaussianPath, knots: Laid, clocks: Sequence[float]) -> dict[float, float]:
+    """The path's time at these clocks and at the knots, which keep theirs: the inverse of the clock is asked once."""
+    known = dict(zip(knots.u.tolist(), knots.t.tolist(), strict=True))
+    new = [clock for clock in dict.fromkeys(clocks) if clock not in known]
+    return known | dict(zip(new, path.time(torch.tensor(new, dtype=torch.float64)).tolist(), strict=True))
+
+
+def _planned(scheme: Scheme, problem: Problem, u: Tensor, t: Tensor, moves: Sequence[Move]) -> list[list[Query]]:
+    """The questions of every move; knots keep their t."""
+    clocks = [clock for move in moves for clock in move.asked]
+    known = times_at(problem.model.path, Laid(u, t, None), clocks)
+    asked, times = (torch.tensor(n, dtype=torch.float64) for n in (clocks, [known[clock] for clock in clocks]))
+    c, d = (torch.full_like(asked, n) for n in ANSWERS[scheme.asks])
+    queries = iter(problem.model.plan(problem.y, asked, times, c, d))
+    return [[next(queries) for _ in move.asked] for move in moves]
+
+
 def moved(row: Row, y: Tensor, answers: Sequence[Tensor]) -> Tensor:
     """keep y + sum over j of w_j m_j, the newest answer first, in a new tensor; `answers` may hold older ones too."""
     keep, weights, _ = row
+    if not weights:
+        return keep * y
     y = torch.add(y if keep == 1 else keep * y, answers[0], alpha=weights[0])
     for w, m in zip(weights[1:], answers[1:], strict=False):
         y.add_(m, alpha=w)

@@ -3,7 +3,7 @@
 From the clock u up to w, y_w is drawn from the path's own transition, so that a state with the law of the path at u
 gets that at w, whatever the data:
 
-    y_w = q y_u + scale sqrt(w^2 - q^2 u^2) z,     q = (1-w)/(1-u)          sigma^2/alpha^2 grows by what z adds
+    y_w = q y_u + sqrt(w^2 - q^2 u^2) z,     q = (1-w)/(1-u)          sigma^2/alpha^2 grows by what z adds
 
 What the solver did wrong on its way to u, the noise makes good. Three of the field's methods are this one move, made at
 other knots, with rho = sigma/alpha = u/(1-u):
@@ -42,7 +42,7 @@ class Renoised(Solver):
 
     Args:
         solver: what goes down: a `Multistep` or `OneStep`.
-        scale: the noise is multiplied by it; 1 is exact.
+        noise_scale: the noise is multiplied by it; 1 is exact.
 
     Raises:
         TypeError: an option of another type.
@@ -50,7 +50,7 @@ class Renoised(Solver):
     """
 
     solver: Scheme
-    scale: float = field(default=1.0, kw_only=True)
+    noise_scale: float = field(default=1.0, kw_only=True)
 
     def __post_init__(self) -> None:
         if not isinstance(self.solver, Scheme):
@@ -58,7 +58,7 @@ class Renoised(Solver):
                 f"{type(self).__name__} goes down by a Multistep or OneStep solver, such as Heun or DPMSolver, and "
                 f"{self.solver!r} is {type(self.solver).__name__}."
             )
-        _checks.real("scale", self.scale, 0)
+        _checks.real("noise_scale", self.noise_scale, 0)
 
     @property
     def span(self) -> tuple[float, float] | None:
@@ -82,7 +82,7 @@ class Renoised(Solver):
         """Carry the state along the legs: used by `sdegen.solve`."""
         laid, model, scheme = self.solver.laid(problem), problem.model, self.solver
         model.needs_score(type(self).__name__)
-        legs = self.legs(laid.u.tolist(), min(model.path.ends[1], model.clocks[1]))
+        legs = self._legs(laid.u.tolist(), min(model.path.ends[1], model.clocks[1]))
         time = times_at(model.path, laid, [u for leg in legs for u in leg])
         clocks, moves = [float(laid.u[0])], list[Move]()
         for leg in legs:
@@ -96,10 +96,21 @@ class Renoised(Solver):
         result.calls = calls_of(moves)
         return result
 
+    def _legs(self, knots: Sequence[float], top: float) -> Sequence[Sequence[float]]:
+        """`legs`, after a ValueError unless they lead from the first knot to the last, each going down."""
+        legs, end, name = self.legs(knots, top), knots[0], type(self).__name__
+        for leg in legs:
+            if not (len(leg) > 1 and end <= leg[0] <= max(top, knots[0]) and all(u > v for u, v in pairwise(leg))):
+                raise ValueError(f"A leg of {name} must go down from u = {end} or above, at most {top}: not {leg}.")
+            end = leg[-1]
+        if end != knots[-1]:
+            raise ValueError(f"The last leg of {name} must end at u = {knots[-1]}, and it ends at {end}.")
+        return legs
+
     def _up(self, u: float, w: float) -> Row:
         """From the clock u up to w, given the state at u."""
         keep = (1 - w) / (1 - u)
-        return Row(keep, (), self.scale * math.sqrt((w - keep * u) * (w + keep * u)))
+        return Row(keep, (), self.noise_scale * math.sqrt((w - keep * u) * (w + keep * u)))
 
 
 def _knots(clocks: Sequence[float], time: Mapping[float, float]) -> tuple[Tensor, Tensor]:
@@ -116,41 +127,43 @@ def _raised(u: float, factor: float, top: float) -> float:
 class Churn(Renoised):
     """Before each step up by a factor 1 + gamma in rho = sigma/alpha, then the step from there: EDM's churn.
 
-        gamma = min(churn / N, sqrt(2) - 1)   where rho lies in [low, high], else 0;   N steps
+        gamma = min(churn / N, sqrt(2) - 1)   where rho lies in [sigma_min, sigma_max], else 0;   N steps
 
-    Around `Heun`, it is EDM's stochastic sampler, with S_churn = churn, S_tmin = low, S_tmax = high, S_noise = scale.
-    Every step is the solver's first: take a one-step scheme. No state goes above the path's own noise end.
+    Around `Heun`, it is EDM's stochastic sampler, with S_churn = churn, S_tmin = sigma_min, S_tmax = sigma_max and
+    S_noise = noise_scale. Every step is the solver's first: take a one-step scheme. No state goes above the path's own
+    noise end.
 
     Args:
         solver: what steps: a `OneStep` such as `Heun`, or a `Multistep` of order 1.
-        churn: how much noise in all; 0 for none. 40 in EDM for CIFAR-10, with low = 0.05, high = 50, scale = 1.003.
-        low: no noise below this rho.
-        high: no noise above it.
-        scale: the noise is multiplied by it; 1 is exact.
+        churn: how much noise in all; 0 for none. 40 in EDM on ImageNet, with sigma_min = 0.05, sigma_max =
+            50, noise_scale = 1.003.
+        sigma_min: no noise where sigma/alpha is below it.
+        sigma_max: no noise where it is above.
+        noise_scale: the noise is multiplied by it; 1 is exact.
 
     Raises:
         TypeError: an option of another type.
-        ValueError: an option that is negative, or low above high.
+        ValueError: an option that is negative, or sigma_min above sigma_max.
 
     References:
         Elucidating the Design Space of Diffusion-Based Generative Models, Karras et al., 2022, arXiv:2206.00364.
     """
 
     churn: float = 40.0
-    low: float = field(default=0.0, kw_only=True)
-    high: float = field(default=math.inf, kw_only=True)
+    sigma_min: float = field(default=0.0, kw_only=True)
+    sigma_max: float = field(default=math.inf, kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _checks.real("churn", self.churn, 0)
-        _checks.real("low", self.low, 0)
-        if self.high != math.inf:
-            _checks.real("high", self.high, self.low)
+        _checks.real("sigma_min", self.sigma_min, 0)
+        if self.sigma_max != math.inf:
+            _checks.real("sigma_max", self.sigma_max, self.sigma_min)
 
     def legs(self, knots: Sequence[float], top: float) -> list[list[float]]:
         """See `Renoised.legs`."""
         factor = 1 + min(self.churn / (len(knots) - 1), math.sqrt(2) - 1)
-        churned = [u < 1 and self.low <= u / (1 - u) <= self.high for u in knots[:-1]]
+        churned = [u < 1 and self.sigma_min <= u / (1 - u) <= self.sigma_max for u in knots[:-1]]
         starts = [_raised(u, factor, top) if more else u for u, more in zip(knots, churned, strict=False)]
         return [[max(start, u), v] for start, (u, v) in zip(starts, pairwise(knots), strict=True)]
 
@@ -171,7 +184,7 @@ class Langevin(Renoised):
         solver: what steps and corrects: a `OneStep` such as `Heun`, or a `Multistep` of order 1.
         snr: the signal-to-noise ratio of a correction, positive.
         times: corrections after each step; 0 for none.
-        scale: the noise is multiplied by it; 1 is exact.
+        noise_scale: the noise is multiplied by it; 1 is exact.
 
     Raises:
         TypeError: an option of another type.
@@ -206,7 +219,7 @@ class Restart(Renoised):
         low: the clock u at which it restarts: the solver's knot nearest to it.
         high: the clock u up to which noise is added, between low and 1; `Solution.u` tells both.
         times: how often; 0 is the solver itself.
-        scale: the noise is multiplied by it; 1 is exact.
+        noise_scale: the noise is multiplied by it; 1 is exact.
 
     Raises:
         TypeError: an option of another type.

@@ -25,7 +25,8 @@ class UniPC(Multistep):
     Args:
         steps: number of steps, and of network calls; may be left out with a tensor `grid`.
         order: answers that the predictor uses, 1 to 3; the corrector uses one more.
-        grid: where it steps, `PowerGrid(1.5)` by default, the best of nine on three exact targets from 5 to 50 calls.
+        grid: where it steps, `PowerGrid(1.5)` by default, the best of nine on three exact targets from 5 to 50
+            calls at order 2.
 
     Raises:
         TypeError: an option of another type.

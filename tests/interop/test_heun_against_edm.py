@@ -10,7 +10,7 @@ import torch
 import sdegen
 
 N, SHAPE, TOP = 9, (5, 3), 40.0
-CHURN = {"churn": 3.0, "low": 0.05, "high": 30.0, "scale": 1.003}
+CHURN = {"churn": 3.0, "sigma_min": 0.05, "sigma_max": 30.0, "noise_scale": 1.003}
 OPTIONS = {"algorithm 1": {}, "algorithm 2": CHURN, "algorithm 2, at most": {**CHURN, "churn": 6.0}}
 PATHS = {0.01: sdegen.VESDE(0.01, 50.0), 0.0: sdegen.VPSDE()}  # by the sigma/alpha at which the solve ends
 
@@ -25,7 +25,7 @@ def denoised(x, sigma):
     return x - sigma[:, None] * noise_in(x, sigma)
 
 
-def edm(x, sigmas, noise, churn=0.0, low=0.0, high=math.inf, scale=1.0):
+def edm(x, sigmas, noise, churn=0.0, sigma_min=0.0, sigma_max=math.inf, noise_scale=1.0):
     """Algorithm 2, and Algorithm 1 where churn is 0; every state, and the number of its network calls."""
     states, calls = [x], 0
 
@@ -35,9 +35,9 @@ def edm(x, sigmas, noise, churn=0.0, low=0.0, high=math.inf, scale=1.0):
         return (x - denoised(x, sigma.expand(len(x)))) / sigma
 
     for i in range(len(sigmas) - 1):
-        gamma = min(churn / (len(sigmas) - 1), 2**0.5 - 1) if low <= sigmas[i] <= high else 0.0
+        gamma = min(churn / (len(sigmas) - 1), 2**0.5 - 1) if sigma_min <= sigmas[i] <= sigma_max else 0.0
         hat = sigmas[i] + gamma * sigmas[i]
-        x = x + (hat**2 - sigmas[i] ** 2).sqrt() * scale * noise[i]
+        x = x + (hat**2 - sigmas[i] ** 2).sqrt() * noise_scale * noise[i]
         d = slope(x, hat)
         ahead = x + (sigmas[i + 1] - hat) * d
         if sigmas[i + 1] != 0:
@@ -85,7 +85,7 @@ def by_move(u, noise):
     """EDM has one draw a step; ours is one a move of the clock, of which Heun's own steps use none."""
     unused, rows = torch.full(SHAPE, 1e300), []
     for k, sigma in enumerate((u / (1 - u))[:-1].tolist()):
-        rows += [noise[k], unused] if CHURN["low"] <= sigma <= CHURN["high"] else [unused]
+        rows += [noise[k], unused] if CHURN["sigma_min"] <= sigma <= CHURN["sigma_max"] else [unused]
     return torch.stack(rows)
 
 
@@ -96,7 +96,7 @@ def test_the_plain_loop_is_k_diffusions(monkeypatch, start, options):
     u = ours(sdegen.Heun(N, grid=sdegen.KarrasGrid(7)), x, 0.01)[0].u
     normals = iter(noise)
     monkeypatch.setattr(torch, "randn_like", lambda x: next(normals))
-    names = {"churn": "s_churn", "low": "s_tmin", "high": "s_tmax", "scale": "s_noise"}
+    names = {"churn": "s_churn", "sigma_min": "s_tmin", "sigma_max": "s_tmax", "noise_scale": "s_noise"}
     theirs = sampling.sample_heun(
         denoised, x, u / (1 - u), disable=True, **{names[name]: value for name, value in options.items()}
     )

@@ -32,7 +32,7 @@ class Exact(sdegen.OneStep):
 
 AROUND = {
     "churn": lambda solver: sdegen.Churn(solver, 3.0),
-    "churn, inside": lambda solver: sdegen.Churn(solver, 3.0, low=0.2, high=5.0),
+    "churn, inside": lambda solver: sdegen.Churn(solver, 3.0, sigma_min=0.2, sigma_max=5.0),
     "langevin": lambda solver: sdegen.Langevin(solver, 0.3),
     "langevin, twice": lambda solver: sdegen.Langevin(solver, 0.3, times=2),
     "restart": lambda solver: sdegen.Restart(solver, 0.3, 0.7),
@@ -60,7 +60,7 @@ def test_with_an_exact_solver_the_law_is_exact(around, path):
 def test_with_noise_of_another_scale_it_is_not(around):
     """The law above can fail: three per cent more noise is seen in the variance."""
     solver = AROUND[around](Exact(6, grid=EVEN))
-    louder = type(solver)(**{**vars(solver), "scale": 1.03})
+    louder = type(solver)(**{**vars(solver), "noise_scale": 1.03})
     law = affine_law(PATHS["vp"], louder, S, MEAN, moves(PATHS["vp"], louder))
     assert law[0] == pytest.approx(MEAN)
     assert law[1] > 1.0005 * S
@@ -203,6 +203,27 @@ def test_noise_is_that_of_every_move():
         sdegen.solve(model, x, solver, noise=noise[:-1])
 
 
+@pytest.mark.parametrize(
+    ("legs", "says"),
+    [
+        ([[0.9, 0.5], [0.4, 0.1]], r"from u = 0.5 or above, at most 1.0: not \[0.4, 0.1\]"),
+        ([[0.9, 0.5], [0.6]], r"not \[0.6\]"),
+        ([[0.9, 0.5], [0.5, 0.7, 0.1]], r"must go down .* not \[0.5, 0.7, 0.1\]"),
+        ([[0.9, 0.5], [1.5, 0.1]], r"at most 1.0: not \[1.5, 0.1\]"),
+        ([[0.9, 0.5]], r"must end at u = 0.1, and it ends at 0.5"),
+        ([], r"must end at u = 0.1, and it ends at 0.9"),
+    ],
+)
+def test_legs_of_ones_own_are_looked_at(legs, says):
+    @dataclass(frozen=True, eq=False)
+    class Own(sdegen.Renoised):
+        def legs(self, knots, top):
+            return legs
+
+    with pytest.raises(ValueError, match=f"leg of Own .*{says}"):
+        sdegen.solve(DATA.model(sdegen.CondOT()), torch.zeros(1, 1), Own(sdegen.Heun(4)), u=(0.9, 0.1))
+
+
 def test_what_cannot_be_renoised_is_refused():
     model, x = ring().model(sdegen.VPSDE()), torch.zeros(2, 2)
     with pytest.raises(TypeError, match=r"Multistep or OneStep solver, such as Heun.*ODESolver"):
@@ -211,11 +232,11 @@ def test_what_cannot_be_renoised_is_refused():
         Renoised(sdegen.Heun(4))
     bad = [
         (lambda: sdegen.Churn(sdegen.Heun(4), -1.0), "churn must be a finite number"),
-        (lambda: sdegen.Churn(sdegen.Heun(4), low=2.0, high=1.0), r"high must be .*\[2.0, inf\].*1.0"),
+        (lambda: sdegen.Churn(sdegen.Heun(4), sigma_min=2.0, sigma_max=1.0), r"sigma_max must be .*\[2.0, inf\].*1.0"),
         (lambda: sdegen.Langevin(sdegen.Heun(4), 0.0), "snr must be a finite number"),
         (lambda: sdegen.Langevin(sdegen.Heun(4), times=-1), "times must be at least 0, and it is -1"),
         (lambda: sdegen.Restart(sdegen.Heun(4), 0.5, 0.4), r"high must be .*\(0.5, 1\).*0.4"),
-        (lambda: sdegen.Restart(sdegen.Heun(4), 0.1, 0.4, scale=-1.0), "scale must be"),
+        (lambda: sdegen.Restart(sdegen.Heun(4), 0.1, 0.4, noise_scale=-1.0), "noise_scale must be"),
         (lambda: sdegen.solve(model, x, sdegen.Restart(sdegen.Heun(4), 0.1, 0.999)), "inside the solve"),
         (lambda: sdegen.solve(model, x, sdegen.Restart(sdegen.Heun(4)), u=(0.9, 0.2)), "inside the solve"),
         (lambda: sdegen.solve(model, x, sdegen.Churn(sdegen.Heun(4)), to="noise"), "runs from noise to data"),

@@ -195,7 +195,7 @@ def known_schemes(model: sdegen.ScoreModel) -> None:
     ode: list[sdegen.Solver] = [sdegen.DPMSolver(4, 3), sdegen.UniPC(4), sdegen.DEIS(4, 2), sdegen.Heun(4), Ralston(4)]
     sde: list[sdegen.Solver] = [sdegen.DPMSolver(4, eta=1.0), sdegen.SASolver(4, 3, corrector_order=4)]
     around: list[sdegen.Renoised] = [
-        sdegen.Churn(sdegen.Heun(4), 10.0, low=0.05, high=50.0, scale=1.003),
+        sdegen.Churn(sdegen.Heun(4), 10.0, sigma_min=0.05, sigma_max=50.0, noise_scale=1.003),
         sdegen.Langevin(sdegen.DPMSolver(4, 1), 0.16, times=2),
         sdegen.Restart(sdegen.UniPC(4), 0.2, 0.6, times=2),
         Twice(sdegen.Heun(4)),

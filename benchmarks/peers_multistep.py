@@ -5,11 +5,11 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+import warnings
 from functools import lru_cache, partial
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
-import torch
 from peers import LAST, Field, Peer, clock
 from torch import Tensor
 
@@ -76,7 +76,7 @@ def k_sigmas(grid: str, field: Field, steps: int) -> Tensor:
     return getattr(sampling, kind)(steps + 1, field.ratio(LAST), field.ratio(1.0))[:-1].double()
 
 
-def k_run(name: str, grid: str, end: str, options: Any, field: Field, x_T: Tensor, calls: int) -> tuple[Tensor, float]:
+def k_run(name: str, grid: str, end: str, field: Field, x_T: Tensor, calls: int) -> tuple[Tensor, float]:
     """One of k-diffusion's samplers in x/alpha, to sigma/alpha at LAST or from there to zero."""
     steps = max(calls // 2, 1) if name in K_TWO_CALLS else calls
     zero = end == "zero"
@@ -90,7 +90,9 @@ def k_run(name: str, grid: str, end: str, options: Any, field: Field, x_T: Tenso
         return x - ratio * field.eps(x / (1 + ratio**2) ** 0.5, field.time(ratio))
 
     x = x_T * (1 + float(sigmas[0]) ** 2) ** 0.5
-    x = getattr(k_sampling(), f"sample_{name}")(denoised, x, sigmas, disable=True, **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # its Brownian tree rounds its ends to float32
+        x = getattr(k_sampling(), f"sample_{name}")(denoised, x, sigmas, disable=True)
     return x / (1 + last**2) ** 0.5, clock(last)
 
 
@@ -98,19 +100,11 @@ def k_diffusion_peers() -> list[Peer]:
     """The deterministic samplers on its three grids."""
     names = ("euler", "lms", "dpmpp_2m", "heun", "dpm_2")
     rows = [(name, grid) for name in names for grid in ("vp", "karras", "exp")]
-    return [Peer(f"k-diffusion {n} · {g},min", "k_diffusion", partial(k_run, n, g, "min", {})) for n, g in rows]
+    return [Peer(f"k-diffusion {n} · {g},min", "k_diffusion", partial(k_run, n, g, "min")) for n, g in rows]
 
 
 def k_diffusion_sde_peers() -> list[Peer]:
-    """The stochastic samplers with a zero at the end, as its scripts use them, and fresh normals for the noise."""
+    """The stochastic samplers with a zero at the end, as its scripts use them, and its own Brownian tree."""
     names = ("euler_ancestral", "dpmpp_sde", "dpmpp_2m_sde", "dpmpp_3m_sde")
-    peers = []
-    for name, grid in [(name, grid) for name in names for grid in ("karras", "exp")]:
-        run = partial(_k_sde_run, name, grid)
-        peers.append(Peer(f"k-diffusion {name} {grid}", "k_diffusion", run))
-    return peers
-
-
-def _k_sde_run(name: str, grid: str, field: Field, x_T: Tensor, calls: int) -> tuple[Tensor, float]:
-    options = {"noise_sampler": lambda sigma, sigma_next: torch.randn_like(x_T)}
-    return k_run(name, grid, "zero", options, field, x_T, calls)
+    rows = [(name, grid) for name in names for grid in ("karras", "exp")]
+    return [Peer(f"k-diffusion {n} {g}", "k_diffusion", partial(k_run, n, g, "zero")) for n, g in rows]

@@ -50,11 +50,11 @@ def latents(shape: tuple[int, ...], std: float = 1.0, seed: int = 1234) -> Tenso
 
 
 def error(x: Tensor, fine: Tensor, kept: float = KEPT) -> float:
-    """RMS over all coordinates of the best part of the points, inf where a value is not finite."""
+    """RMS over all coordinates of the best part of the points, inf where any value is not finite."""
     squares = (x.double() - fine.double()).flatten(1).square().mean(1)
-    best = squares.sort().values[: int(kept * len(squares))]
-    value = float(best.mean().sqrt())
-    return value if math.isfinite(value) else math.inf
+    if not bool(torch.isfinite(squares).all()):
+        return math.inf
+    return float(squares.sort().values[: int(kept * len(squares))].mean().sqrt())
 
 
 def geometric_mean(values: Iterable[float]) -> float:

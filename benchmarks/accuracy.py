@@ -13,6 +13,7 @@ below the table, and `--reproduce` compares every published row of an installed 
 from __future__ import annotations
 
 import argparse
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -67,9 +68,9 @@ def ours(fine: Fine, solvers: Solvers, calls: Sequence[int]) -> list[Measured]:
 def theirs(fines: Mapping[str, Fine], peers: Iterable[Peer], calls: Sequence[int]) -> list[Measured]:
     """Each peer on a path there is a model for, at each number of calls, where it natively ends."""
     rows = []
-    for peer in peers:
-        fine = fines.get(peer.path)
-        for allowed in calls if fine is not None else ():
+    for peer, allowed in itertools.product(peers, calls):
+        if peer.path in fines:
+            fine = fines[peer.path]
             field = Field(fine.model)
             try:
                 x, u = peer.run(field, fine.x_T, allowed)
@@ -139,7 +140,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS))
-    parser.add_argument("--calls", nargs="+", type=int, default=list(CALLS))
+    parser.add_argument(
+        "--calls", nargs="+", type=int, help="by default 5 8 10 15 20 30 50, or 5 10 20 50 for networks"
+    )
     parser.add_argument("--solvers", nargs="+", choices=SOLVERS, default=list(SOLVERS))
     parser.add_argument("--points", type=int, default=POINTS)
     parser.add_argument("--no-peers", action="store_true")
@@ -153,16 +156,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.learned:
         from learned import report
 
-        report(solvers, peers, options.calls)
+        report(solvers, peers, *([options.calls] if options.calls else []))
         return
+    calls = options.calls or CALLS
     everything = {}
     for target in options.targets:
         fines = on_target(target, options.points)
-        mine, others = ours(fines["VPSDE"], solvers, options.calls), theirs(fines, peers, options.calls)
+        mine, others = ours(fines["VPSDE"], solvers, calls), theirs(fines, peers, calls)
         everything[target] = (mine, others)
-        print("\n" + table(target, mine, options.calls))
-        for calls, row in best_rows(others, options.calls).items():
-            print(f"  best installed peer at {calls}: {row.name} ({row.calls} calls) {row.error:.2e}", flush=True)
+        print("\n" + table(target, mine, calls))
+        for n, row in best_rows(others, calls).items():
+            print(f"  best installed peer at {n}: {row.name} ({row.calls} calls) {row.error:.2e}", flush=True)
         if options.reproduce:
             print(reproduced(target, others))
     if options.out is not None:

@@ -10,9 +10,11 @@ and exponential sigmas at each number of calls; for CondOT the best of flow_matc
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from accuracy import Measured, Solvers, best_rows, ours, theirs
@@ -32,12 +34,14 @@ YARDSTICK = ("DPMSolver++2M", "DPMSolver++3M", "UniPC", "DEIS", "flow_matching")
 
 def plane_mlp() -> sdegen.ScoreModel:
     """v on VPSDE for two moons, the tests' weights."""
-    return _tests_networks().plane_mlp()
+    model: sdegen.ScoreModel = _tests_networks().plane_mlp()
+    return model
 
 
 def digits_unet() -> sdegen.ScoreModel:
     """eps on VPSDE for the 8x8 digits, the tests' weights."""
-    return _tests_networks().digits_unet()
+    model: sdegen.ScoreModel = _tests_networks().digits_unet()
+    return model
 
 
 def eps_mlp() -> sdegen.ScoreModel:
@@ -111,10 +115,8 @@ def report(
             print(f"  best peer at {n}: {row.name} ({row.calls} calls) {row.error:.2e}", flush=True)
 
 
-def _tests_networks() -> object:
+def _tests_networks() -> Any:
     """tests/networks.py, which is no package."""
     if str(TESTS) not in sys.path:
         sys.path.insert(0, str(TESTS))
-    import networks
-
-    return networks
+    return importlib.import_module("networks")

@@ -10,9 +10,9 @@ every call counted. A peer that cannot make exactly `calls` calls makes the most
 from __future__ import annotations
 
 import importlib.util
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -59,6 +59,7 @@ class Field:
         return times
 
 
+Ratio = TypeVar("Ratio", float, Tensor)
 Run = Callable[[Field, Tensor, int], tuple[Tensor, float]]
 
 
@@ -79,7 +80,7 @@ class Peer:
     path: str = "VPSDE"
 
 
-def clock(ratio: float | Tensor) -> float | Tensor:
+def clock(ratio: Ratio) -> Ratio:
     """u at sigma/alpha = ratio."""
     return ratio / (1 + ratio)
 
@@ -107,8 +108,3 @@ def sde_peers() -> list[Peer]:
     from peers_multistep import azula_sde_peers, k_diffusion_sde_peers
 
     return installed([*stochastic(), *azula_sde_peers(), *k_diffusion_sde_peers()])
-
-
-def finite(x: Tensor) -> bool:
-    """Whether a peer returned numbers."""
-    return math.isfinite(float(x.abs().max()))

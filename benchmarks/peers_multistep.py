@@ -32,8 +32,7 @@ class _Denoiser:
 
 def azula_run(name: str, grid: str, options: Any, field: Field, x_T: Tensor, calls: int) -> tuple[Tensor, float]:
     """One of azula's samplers, from t = 1 to LAST."""
-    from azula import sample
-
+    sample = importlib.import_module("azula.sample")
     times = field.times(grid, calls)
     kind = type(name, (getattr(sample, f"{name}Sampler"),), {"timesteps": property(lambda self: times)})
     return kind(_Denoiser(field), silent=True, **options)(x_T), clock(field.ratio(LAST))
@@ -70,10 +69,10 @@ def k_sampling() -> Any:
 def k_sigmas(grid: str, field: Field, steps: int) -> Tensor:
     """steps + 1 values of sigma/alpha from t = 1 to LAST, without the zero that k-diffusion appends."""
     sampling = k_sampling()
-    if grid == "vp":
-        return sampling.get_sigmas_vp(steps + 1)[:-1].double()
-    kind = {"karras": "get_sigmas_karras", "exp": "get_sigmas_exponential"}[grid]
-    return getattr(sampling, kind)(steps + 1, field.ratio(LAST), field.ratio(1.0))[:-1].double()
+    ends = () if grid == "vp" else (field.ratio(LAST), field.ratio(1.0))
+    kind = {"vp": "get_sigmas_vp", "karras": "get_sigmas_karras", "exp": "get_sigmas_exponential"}[grid]
+    sigmas: Tensor = getattr(sampling, kind)(steps + 1, *ends)
+    return sigmas[:-1].double()
 
 
 def k_run(name: str, grid: str, end: str, field: Field, x_T: Tensor, calls: int) -> tuple[Tensor, float]:

@@ -41,7 +41,7 @@ class Mean(NamedTuple):
     error: float
     calls: int = 0
 
-    def __sub__(self, other: Mean) -> Mean:  # type: ignore[override]
+    def __sub__(self, other: Mean) -> Mean:
         return Mean(self.value - other.value, math.hypot(self.error, other.error), self.calls)
 
 

@@ -28,6 +28,7 @@ import sdegen
 Solvers = Mapping[str, Callable[[int], sdegen.Solver]]
 
 SOLVERS: Solvers = {  # the solver for a number of network calls
+    "Adams": lambda calls: sdegen.Adams(calls),
     "DDIM": lambda calls: sdegen.DDIM(calls),
     "ODESolver euler": lambda calls: sdegen.ODESolver("euler", steps=calls),
     "ODESolver midpoint": lambda calls: sdegen.ODESolver("midpoint", steps=max(calls // 2, 1)),

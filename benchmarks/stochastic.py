@@ -26,6 +26,7 @@ CALLS = (10, 20, 50)
 SAMPLES, EXACT, CHUNK = 100_000, 1_000_000, 20_000
 
 SOLVERS: Mapping[str, Callable[[int], sdegen.Solver]] = {  # the solver for a number of network calls
+    "StochasticAdams": lambda calls: sdegen.StochasticAdams(calls),
     "SDESolver euler": lambda calls: sdegen.SDESolver("euler", calls),
     "SDESolver srk": lambda calls: sdegen.SDESolver("srk", max(calls // 2, 1)),
     "SDESolver heun": lambda calls: sdegen.SDESolver("heun", max(calls // 2, 1)),

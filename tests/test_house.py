@@ -19,7 +19,7 @@ LAYERS = [  # a file imports only from rows above its own
     {"_version", "_shapes"},
     {"_checks"},
     {"paths", "models", "training", "likelihoods"},
-    {"paths.priors", "paths.consistency", "nets", "datasets"},
+    {"paths.priors", "paths.consistency", "paths.inverse", "nets", "datasets"},
     {"paths.gaussian"},
     {"paths.diffusions", "paths.flows"},
     {"paths.chain"},

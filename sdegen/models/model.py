@@ -128,7 +128,7 @@ class ScoreModel(Model):
 
     def query(self, u: Tensor, t: Tensor, c: Tensor, d: Tensor, e: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The time, the scale r and the two factors of (*)."""
-        r = self.path.scale(u)
+        r = self.path.scale_at(u, t)
         a, b, m = prediction_row(self.predicts, self.path, t, (1 - u) * r, u * r)
         det = (1 - u) * b - u * a
         return t, (r, (c * b - d * a) / det + e, ((1 - u) * d - u * c) * m / det)

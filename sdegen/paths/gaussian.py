@@ -27,7 +27,7 @@ from torch import Tensor
 from sdegen import _checks
 from sdegen._shapes import Generators, as_time, batch_of_times, like, normal
 from sdegen.paths.consistency import check_inverse, check_slopes, values
-from sdegen.paths.inverse import inverse, misses
+from sdegen.paths.inverse import inverse, settles
 from sdegen.paths.priors import Normal, Source
 
 Fraction = TypeVar("Fraction", float, Tensor)
@@ -353,7 +353,7 @@ class GaussianPath(ABC):
     @cached_property
     def _smooth(self) -> bool:
         """Whether the clock is inverted by as many steps as an accelerator takes; if not, the CPU does it for it."""
-        return misses(self._clock, self.t_data, self.t_noise) < 1e-9
+        return settles(self._clock, self.t_data, self.t_noise)
 
     @property
     def _away(self) -> float:

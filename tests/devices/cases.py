@@ -29,8 +29,6 @@ PATHS = {
     "own vp": OwnVP(),
     "own flow": OwnFlow(),
 }
-INVERTED = [name for name in PATHS if not name.startswith("own")]
-"""Those that state t(u) themselves."""
 SCORED = [name for name in PATHS if PATHS[name].has_score]
 PREDICTIONS = ("eps", "score", "data", "velocity", "v")
 SLOW = ("own vp",)

@@ -99,7 +99,7 @@ def _secants(clock: Clock, start: float, end: float, goal: Tensor) -> tuple[Tens
     """
     t, rate, bracket = _guess(clock, start, end, goal)
     slack = ROUNDING * (goal + torch.nan_to_num(t / rate, 0.0, 0.0, 0.0).abs())
-    before = math.nan, math.nan
+    before = torch.full_like(t, math.nan), goal
     for _ in range(ROUNDS):
         excess = clock(t) - goal
         bracket = bracket.cut(t, excess, slack)

@@ -268,7 +268,9 @@ class _AnyTime(_RightHandSide):
             stop, length = end, end - start
         last = torch.nextafter(torch.tensor(stop, dtype=self._fractions.dtype), self._lowest).item()
         at = (start + length * self._fractions).tolist()
-        clocks = [self._clamped(self._towards * (last if whole else s)) for s, whole in zip(at, self._whole, strict=True)]
+        clocks = [
+            self._clamped(self._towards * (last if whole else s)) for s, whole in zip(at, self._whole, strict=True)
+        ]
         new = [c for c in dict.fromkeys(clocks) if c not in self._at_ends]
         planned = self._at_ends | (self._planned(torch.tensor(new, dtype=torch.float64)) if new else {})
         self._ahead = iter([(c, planned[c]) for c in clocks])

@@ -142,7 +142,7 @@ def _bisected(clock: Clock, goal: Tensor, slack: Tensor, bracket: Bracket) -> Te
     """The better of the two neighbours in float64 that the bracket comes down to."""
     while True:
         middle = bracket.middle
-        if bool(((middle == bracket.low) | (middle == bracket.high)).all()):
+        if bool(((middle == bracket.low) | (middle == bracket.high) | middle.isnan()).all()):
             break
         bracket = bracket.cut(middle, clock(middle) - goal, slack)
     below, beyond = ((clock(t) - goal).abs() for t in bracket)

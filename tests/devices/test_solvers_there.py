@@ -1,9 +1,9 @@
 """Every solver, path and prediction on the pretend device: the numbers of the CPU, and hardly a wait for them.
 
 What grows with the steps is bounded: one wait in 32 steps, and one a step for torchdiffeq's own loop. Adaptive solvers
-are only reported: torchdiffeq keeps its time on the device and reads it wherever it compares, and every attempt at a step
-(torchsde: every query) moves its numbers there. Waits for each network call when this was written, VPSDE, a "v" network, 4 points, towards the data (the
-other way differs by 0.3 at most); `pytest -s` prints them anew:
+are only reported: torchdiffeq keeps its time on the device and reads it wherever it compares, and every attempt at a
+step (torchsde: every query) moves its numbers there. Waits for each network call when this was written, VPSDE, a "v"
+network, 4 points, towards the data (the other way differs by 0.3 at most); `pytest -s` prints them anew:
 
                              calls   in the package   in the engine
     dopri5, 1e-5                74        0.7              4.0

@@ -284,7 +284,7 @@ class ExactModel(Model):
         query = query.fitting(y)
         products = self.mixture._products(y)
         if products is not None:
-            numbers = (n.reshape(-1, 1) if isinstance(n, Tensor) else y.new_full((1, 1), n) for n in query.numbers)
+            numbers = (n.reshape(-1, 1) if isinstance(n, Tensor) else n for n in query.numbers)
             return products.answer(y.flatten(1), *numbers).reshape(y.shape)
         u, c, du = (n.reshape(-1, 1, 1) if isinstance(n, Tensor) else n for n in query.numbers[:3])
         _, means, variances, rotations = self.mixture._on(y.dtype, y.device)

@@ -17,6 +17,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sdegen.models.base import Number
+
 LEAST = 1024
 """K d, from which products are faster than sums over all of (B, K, d)."""
 MOST = 4096
@@ -55,10 +57,10 @@ class Isotropic(NamedTuple):
 
     def log_prob(self, y: Tensor) -> Tensor:
         """The log-density of rows y (B, d) in nats, (B,)."""
-        return torch.logsumexp(self._seen(y, y.new_zeros(1, 1)).log_components, 1)
+        return torch.logsumexp(self._seen(y, 0.0).log_components, 1)
 
-    def answer(self, y: Tensor, u: Tensor, c: Tensor, du: Tensor, e: Tensor) -> Tensor:
-        """c E[x | y] + d E[eps | y] + e y for rows y (B, d), each number (1, 1) or (B, 1), `du` being d u.
+    def answer(self, y: Tensor, u: Number, c: Number, du: Number, e: Number) -> Tensor:
+        """c E[x | y] + d E[eps | y] + e y for rows y (B, d), each number one or (B, 1), `du` being d u.
 
         c n + sum_i rho_i (c q s_i^2 + d u) / V_i z + sum_i rho_i (c u - d q) u / V_i (m_i - n) + e y
         """
@@ -69,7 +71,7 @@ class Isotropic(NamedTuple):
         apart = torch.addmm(-others.sum(1, keepdim=True) * self.around[seen.which], others, self.around)
         return c * self.means[seen.which] + of_z * seen.z + apart + e * y
 
-    def _seen(self, y: Tensor, u: Tensor) -> Seen:
+    def _seen(self, y: Tensor, u: Number) -> Seen:
         """`y` (B, d) from its nearest mean."""
         q = 1 - u
         with torch.no_grad():
@@ -78,14 +80,14 @@ class Isotropic(NamedTuple):
         z = y - q * self.means[which]
         own = z.square().sum(1, keepdim=True)
         own_plus = own + 2 * q * (z * self.around[which]).sum(1, keepdim=True)
-        square = torch.addcmul(own_plus, -2 * q, torch.addmm(bend, z, self.around.T)).scatter(1, which[:, None], own)
+        square = (own_plus - 2 * q * torch.addmm(bend, z, self.around.T)).scatter(1, which[:, None], own)
         V = q**2 * self.variances + u**2
         log_det = z.shape[1] * (torch.log(V) + math.log(2 * math.pi))
         log_components = torch.addcmul(self.log_weights - 0.5 * log_det, square, -0.5 / V)
         nothing = log_components.detach().amax(1, keepdim=True) + 0.75 * math.log(torch.finfo(y.dtype).tiny)
         return Seen(torch.maximum(log_components, nothing), V, z, which)
 
-    def _nearest(self, y: Tensor, q: Tensor) -> Tensor:
+    def _nearest(self, y: Tensor, q: Number) -> Tensor:
         """The number of the mean nearest each row, (B,), up to rounding."""
         half = 0.5 * q * self.around.square().sum(1)
         return torch.addmm(half, y - q * (self.means[0] - self.around[0]), self.around.T, alpha=-1).min(1).indices

@@ -163,7 +163,7 @@ def fine_end(model: Model, x_T: Tensor, solver: Solver | None, cond: Cond) -> Te
 
 def rms_error(x: Tensor, fine: Tensor, share: float = KEPT) -> float:
     """Over all dimensions and a share of the samples, best first, rounded down but at least one; (B, *event) both."""
-    squares = (x.double() - fine.double()).square().flatten(1).mean(1)
+    squares = (x - fine).square().flatten(1).mean(1)
     kept = max(1, int(share * len(squares)))
     return float(squares.nan_to_num(math.inf).sort().values[:kept].mean().sqrt())
 
@@ -185,11 +185,14 @@ def energy_distance(x: Tensor, y: Tensor) -> float:
     References:
         Energy statistics: A class of statistics based on distances, Szekely and Rizzo, 2013.
     """
-    a, b = (_checks.batch(name, z, finite=False).flatten(1).double() for name, z in (("x", x), ("y", y)))
+    a, b = (_checks.batch(name, z, finite=False).flatten(1) for name, z in (("x", x), ("y", y)))
     if min(len(a), len(b)) < 2 or x.shape[1:] != y.shape[1:]:
         raise ValueError(
             f"The energy distance takes two samples or more of one shape, not {tuple(x.shape)} and {tuple(y.shape)}."
         )
+
+    dtype = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
+    a, b = a.to(dtype), b.to(dtype)
 
     def within(z: Tensor) -> Tensor:
         return torch.cdist(z, z).sum() / (len(z) * (len(z) - 1))

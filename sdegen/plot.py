@@ -40,16 +40,16 @@ def calls_against_error(comparison: Comparison, ax: Axes | None = None) -> Axes:
         names = ", ".join(dict.fromkeys(row.name for row in comparison.rows))
         raise ValueError(f"None of the solvers {names} has an error to draw: those of stochastic solvers have none.")
     try:
-        from matplotlib import pyplot
+        from matplotlib import pyplot, ticker
     except ImportError as error:
         raise ImportError("Pictures need matplotlib; install it with `pip install matplotlib`.") from error
     if ax is None:
         ax = pyplot.subplots(figsize=(6.0, 4.2), layout="constrained")[1]
     for i, (name, points) in enumerate(lines.items()):
         ax.loglog(*zip(*sorted(points), strict=True), marker=MARKERS[i % len(MARKERS)], markersize=4, label=name)
-    ticks = sorted({row.calls for row in comparison.rows})
-    ax.set_xticks(ticks, [str(n) for n in ticks])
-    ax.set_xticks([], minor=True)
+    ax.xaxis.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.xaxis.set_minor_locator(ticker.NullLocator())
     ax.set(xlabel="network calls", ylabel="RMS error, best 98 % of the samples")
     ax.grid(alpha=0.3)
     ax.legend()

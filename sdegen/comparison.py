@@ -98,8 +98,8 @@ def compare(
         x_T: the latents, x at the noise end, (B, *event).
         calls: the numbers of calls.
         noise: standard normals (n, B, *event) with n at least the most calls, or a callable from k to them: every
-            stochastic solver takes the k-th at its step k. By default every solver draws from one seed, itself drawn
-            from torch's global generator.
+            stochastic solver takes the k-th at its step k, not "srk" or adaptive ones, whose noise has another shape.
+            By default every solver draws from one seed, itself drawn from torch's global generator.
         reference: the ODE's end points x*, shaped like x_T, or a solver for them; by default dopri8 at tolerance 1e-8,
             and 1e-6 below float64.
         data: samples to come near, (M, *event).
@@ -214,7 +214,7 @@ def _follows_the_ode(solver: Solver) -> bool:
 
 
 def _built(solvers: object, calls: object) -> list[tuple[str, int, Solver]]:
-    """(name, calls, solver), every solver of a name once; none for the calls that its function has no solver for."""
+    """(name, calls, solver) of everything that will run."""
     if not isinstance(solvers, Mapping) or not all(isinstance(n, str) and callable(f) for n, f in solvers.items()):
         raise TypeError(f"solvers must map names to functions from a number of calls to a solver, not {solvers!r}.")
     if not isinstance(calls, Sequence) or isinstance(calls, str):
@@ -223,23 +223,26 @@ def _built(solvers: object, calls: object) -> list[tuple[str, int, Solver]]:
         raise ValueError(f"There is nothing to compare in solvers = {solvers!r} and calls = {calls!r}.")
     for n in calls:
         _checks.whole("every number of calls", n)
-    built: list[tuple[str, int, Solver]] = []
-    for name, make in solvers.items():
-        found, refused = list[tuple[str, int, Solver]](), None
-        for n in calls:
-            try:
-                solver = make(n)
-            except ValueError as error:
-                refused = error
-                continue
-            if not isinstance(solver, Solver):
-                raise TypeError(f"solvers[{name!r}]({n}) must return a solver, and it returned {solver!r}.")
-            if not any(solver == other for _, _, other in found):
-                found.append((name, n, solver))
-        if not found:
-            raise ValueError(f"solvers[{name!r}] has no solver for any of calls = {calls!r}: {refused}") from refused
-        built += found
-    return built
+    return [(name, *entry) for name, make in solvers.items() for entry in _built_by(name, make, calls)]
+
+
+def _built_by(name: str, make: Callable[[int], Solver], calls: Sequence[int]) -> list[tuple[int, Solver]]:
+    """(calls, solver) of one name, every solver once; none for the calls that its function has no solver for."""
+    found: list[tuple[int, Solver]] = []
+    refused: ValueError | None = None
+    for n in calls:
+        try:
+            solver = make(n)
+        except ValueError as error:
+            refused = error
+            continue
+        if not isinstance(solver, Solver):
+            raise TypeError(f"solvers[{name!r}]({n}) must return a solver, and it returned {solver!r}.")
+        if not any(solver == other for _, other in found):
+            found.append((n, solver))
+    if not found:
+        raise ValueError(f"solvers[{name!r}] has no solver for any of calls = {calls!r}: {refused}") from refused
+    return found
 
 
 def _checked_noise(noise: Noise, x: Tensor, most: int) -> Noise:

@@ -16,7 +16,7 @@ from sdegen.comparison import rms_error
 
 PATH = sdegen.VPSDE()
 F64 = torch.float64
-FINE = sdegen.ODESolver("dopri8", rtol=1e-9)
+FINE = sdegen.ODESolver("dopri8", rtol=1e-8)  # the one that tune measures against
 
 
 def normals(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -83,17 +83,19 @@ def test_a_solver_that_nothing_improves_comes_back_itself():
     assert sdegen.tune(ring().model(PATH), solver, normals(16, 2)) is solver
 
 
-BETTER, LOST = sdegen.PowerGrid(1.5), sdegen.PowerGrid(1)
+LOST, BETTER, SECOND, THIRD = (sdegen.PowerGrid(p) for p in (1.0, 1.5, 2.0, 3.0))
 
 
 @dataclass(frozen=True)
 class Planted(sdegen.Solver):
-    """The fine solution plus errors that the grid decides, in half of one unit for a grid that is better."""
+    """The fine solution plus errors that the grid decides; SECOND is a little better, BETTER as the options say."""
 
     steps: int
     grid: sdegen.Grid | None = None
+    unit: float = 1e-3
+    tail: float = 1.0  # the last 8 of 100 samples', on every grid but BETTER
     factor: float = 0.5
-    worst: float = 1.0
+    worst: float = 1.0  # the first samples', on BETTER
     share: float = 0.02
 
     solves_ode = True
@@ -102,30 +104,51 @@ class Planted(sdegen.Solver):
         if self.grid == LOST:
             raise sdegen.NonFiniteError("lost")
         result = FINE.run(problem)
-        error = torch.full_like(result.y, 1e-3)
+        error = torch.ones_like(result.y)
         if self.grid == BETTER:
             error *= self.factor
-            error[: round(self.share * len(error))] = 1e-3 * self.worst
-        result.y = result.y + error
+            error[: round(self.share * len(error))] = self.worst
+        else:
+            error[-8:] = self.tail
+        result.y = result.y + self.unit * error * (0.89 if self.grid == SECOND and self.tail == 1 else 1)
         return result
 
 
 @pytest.mark.parametrize(
     ("options", "taken"),
     [
-        ({}, True),
-        ({"factor": 0.89}, True),
-        ({"factor": 0.91}, False),  # too little
-        ({"worst": 50.0}, False),  # bought by a few that nobody would count
-        ({"factor": 1.2, "worst": 0.0, "share": 0.5}, True),
-        ({"factor": 0.95, "worst": 0.0, "share": 0.15}, True),
-        ({"factor": 0.95, "worst": 0.0, "share": 0.05}, False),
+        ({}, BETTER),
+        ({"factor": 0.91}, SECOND),
+        ({"worst": 50.0}, SECOND),  # bought by a few that nobody would count
+        ({"factor": 1.0, "worst": 0.0, "tail": 20.0, "share": 0.0}, None),  # only the worst are better
+        ({"factor": 0.8, "worst": 0.0, "tail": 20.0, "share": 0.0}, BETTER),
+        ({"factor": 0.95, "worst": 0.0, "share": 0.25}, BETTER),
+        ({"factor": 0.95, "worst": 0.0, "share": 0.05}, SECOND),
+        ({"unit": 0.0}, None),
     ],
 )
-def test_a_gain_must_be_one_of_a_tenth_with_and_without_the_worst_samples(options, taken):
+def test_the_largest_gain_is_taken_if_a_tenth_with_and_without_the_worst_samples(options, taken):
     planted, model = Planted(4, **options), sdegen.Gaussian([0.0, 1.0], 0.5).model(PATH)
-    tuned = sdegen.tune(model, planted, normals(100, 2))
-    assert tuned.grid == (BETTER if taken else None)
+    assert sdegen.tune(model, planted, normals(100, 2)).grid == taken
+
+
+def test_a_gain_below_a_tenth_is_none(monkeypatch):
+    monkeypatch.setattr(tuning, "GRIDS", (BETTER, THIRD))
+    model = sdegen.Gaussian([0.0, 1.0], 0.5).model(PATH)
+    for factor, taken in ((0.89, BETTER), (0.91, None)):
+        assert sdegen.tune(model, Planted(4, factor=factor, worst=factor), normals(100, 2)).grid == taken
+
+
+def test_the_conditions_reach_the_network():
+    seen = []
+
+    def net(x, t, label):
+        seen.append(label)
+        return 0.5 * x
+
+    label = torch.arange(4)
+    sdegen.tune(sdegen.ScoreModel(net, PATH), sdegen.ODESolver("euler", steps=2), normals(4, 2), cond={"label": label})
+    assert all(torch.equal(one, label) for one in seen)
 
 
 def test_it_costs_what_it_says():

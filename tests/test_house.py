@@ -34,7 +34,8 @@ LAYERS = [  # a file imports only from rows above its own
     {"solvers.sde"},
     {"solvers"},
     {"sampling"},
-    {"reflow", "likelihoods.gradients", "likelihoods.decoders"},
+    {"reflow", "comparison", "likelihoods.gradients", "likelihoods.decoders"},
+    {"tuning", "plot"},
     {"likelihoods.density", "likelihoods.chain"},
     {"likelihoods.variational", "likelihoods.entropy", "training.hybrid"},
     {"likelihoods.continuous"},
@@ -45,7 +46,7 @@ LAYERS = [  # a file imports only from rows above its own
     {"interop"},
     {"sdegen"},
 ]
-LEAVES = {"nets", "datasets", "interop"}
+LEAVES = {"nets", "datasets", "interop", "plot"}
 ENGINES = {"torchsde", "torchdiffeq"}
 
 
@@ -133,7 +134,7 @@ def test_import_is_light_and_touches_no_global_state():
         "after = (torch.get_rng_state().sum().item(), torch.get_default_dtype(), torch.is_grad_enabled(),\n"
         "         numpy.random.get_state()[1].sum(), random.getstate(), len(warnings.filters), logging.root.level)\n"
         "assert before[:5] + before[6:] == after[:5] + after[6:] and after[5] == filters\n"
-        "for heavy in ('matplotlib', 'sklearn', 'tqdm.auto', 'sdegen.nets', 'sdegen.datasets'):\n"
+        "for heavy in ('matplotlib', 'sklearn', 'tqdm.auto', 'sdegen.nets', 'sdegen.datasets', 'sdegen.plot'):\n"
         "    assert heavy not in sys.modules, heavy\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -143,7 +143,7 @@ def test_import_is_light_and_touches_no_global_state():
 EXAMPLES = {
     "sde_vs_ode": (
         ["plane.png", "trajectories.png", "digits.png"],
-        ["SDE euler", "SDE srk", "ODE dopri5", "ODE rk4", "Ancestral", "bits/dim"],
+        ["SDE euler", "SDE Adams", "ODE dopri5", "ODE Adams", "Ancestral", "bits/dim"],
     ),
     "ddpm_as_special_case": (
         ["ddpm_digits.png", "ddpm_convergence.png"],

@@ -147,6 +147,8 @@ def main() -> None:
             sdegen.ODESolver("rk4", steps=calls // 4),
             sdegen.ODESolver("dopri5", rtol=1e-4),
             sdegen.Ancestral(calls),
+            sdegen.Adams(calls),
+            sdegen.StochasticAdams(calls),
         )
         solves = {f"{type(s).__name__} {getattr(s, 'method', '')}".strip(): through(s, shape) for s in solvers}
         solves["(Euler by hand)"] = lambda net, shape=shape, calls=calls: by_hand(net, shape, calls)

@@ -82,23 +82,13 @@ def samplers(path: sdegen.DDPM) -> dict[str, sdegen.Ancestral | sdegen.DDIM | sd
     }
 
 
-def energy_distance(x: Tensor, y: Tensor) -> float:
-    """2 E|X - Y| - E|X - X'| - E|Y - Y'|: zero only between equal laws (Szekely and Rizzo, 2013)."""
-    x, y = x.flatten(1), y.flatten(1)
-
-    def within(a: Tensor) -> Tensor:
-        return torch.cdist(a, a).sum() / (len(a) * (len(a) - 1))
-
-    return float(2 * torch.cdist(x, y).mean() - within(x) - within(y))
-
-
 def compare(model: sdegen.ScoreModel, held_out: Tensor, more: Tensor, labels: Tensor) -> dict[str, Tensor]:
     """Sample with every solver, given the held-out labels; print a row for each below that of training images.
 
     As many of every digit on both sides are more alike than draws, so equal laws come out a little below zero.
     """
     print(f"\n{'sampler':20s}{'network calls':>14s}{'seconds':>10s}{'energy distance':>17s}")
-    print(f"{'training images':20s}{'-':>14s}{'-':>10s}{energy_distance(more, held_out):17.4f}")
+    print(f"{'training images':20s}{'-':>14s}{'-':>10s}{sdegen.energy_distance(more, held_out):17.4f}")
     samples = {}
     x_T = model.path.prior.sample(held_out.shape, device=held_out.device)  # one noise for all: ODE and DDIM then agree
     for name, solver in samplers(model.path).items():
@@ -106,7 +96,7 @@ def compare(model: sdegen.ScoreModel, held_out: Tensor, more: Tensor, labels: Te
         solution = sdegen.solve(model, x_T, solver, cond={"label": labels})
         seconds = time.perf_counter() - start
         samples[name] = solution.x
-        print(f"{name:20s}{solution.calls:14d}{seconds:10.1f}{energy_distance(solution.x, held_out):17.4f}")
+        print(f"{name:20s}{solution.calls:14d}{seconds:10.1f}{sdegen.energy_distance(solution.x, held_out):17.4f}")
     return samples
 
 

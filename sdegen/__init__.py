@@ -5,6 +5,7 @@ Three nouns, path, model and solver, and three verbs, loss, sample and log_prob;
 
 from sdegen._checks import AccuracyWarning, NonFiniteError, Shared
 from sdegen._version import __version__
+from sdegen.comparison import Comparison, compare, energy_distance
 from sdegen.likelihoods.chain import optimal_variance
 from sdegen.likelihoods.continuous import continuous_vlb
 from sdegen.likelihoods.decoders import Discretized
@@ -56,6 +57,7 @@ from sdegen.training.couplings import Independent, OptimalTransport
 from sdegen.training.hybrid import hybrid_loss
 from sdegen.training.losses import LikelihoodWeighting, MinSNR, loss
 from sdegen.training.times import ChainTimes, ClockTimes, LikelihoodTimes, LowDiscrepancyTimes, UniformTimes
+from sdegen.tuning import tune
 
 __all__ = ["__version__"]
 # Nouns: paths, models, solvers
@@ -70,9 +72,10 @@ __all__ += ["Grid", "KarrasGrid", "PowerGrid", "StretchedGrid"]
 # Verbs: train, move, score
 __all__ += ["hybrid_loss", "loss"]
 __all__ += ["decode", "encode", "rectify", "sample", "solve", "straightness"]
+__all__ += ["compare", "energy_distance", "tune"]
 __all__ += ["continuous_vlb", "entropy_form", "iwae", "log_prob", "optimal_variance", "vlb"]
 # Values: given to verbs, returned and raised by them
 __all__ += ["Discretized", "Hutchinson", "Shared", "Slopes"]
 __all__ += ["ChainTimes", "ClockTimes", "LikelihoodTimes", "LowDiscrepancyTimes", "UniformTimes"]
 __all__ += ["Independent", "LikelihoodWeighting", "MinSNR", "OptimalTransport"]
-__all__ += ["IWAE", "VLB", "AccuracyWarning", "EntropyForm", "NonFiniteError", "Solution"]
+__all__ += ["IWAE", "VLB", "AccuracyWarning", "Comparison", "EntropyForm", "NonFiniteError", "Solution"]

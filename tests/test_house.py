@@ -19,13 +19,13 @@ LAYERS = [  # a file imports only from rows above its own
     {"_version", "_shapes"},
     {"_checks"},
     {"paths", "models", "training", "likelihoods"},
-    {"paths.priors", "paths.consistency", "nets", "datasets"},
+    {"paths.priors", "paths.consistency", "paths.inverse", "nets", "datasets"},
     {"paths.gaussian"},
     {"paths.diffusions", "paths.flows"},
     {"paths.chain"},
     {"models.base"},
-    {"models.wrapped", "models.exact"},
-    {"models.model"},
+    {"models.products", "models.wrapped"},
+    {"models.exact", "models.model"},
     {"_arguments"},
     {"solvers.noise", "solvers.divergence", "solvers.grids"},
     {"solvers.base"},
@@ -36,7 +36,8 @@ LAYERS = [  # a file imports only from rows above its own
     {"solvers.registry"},
     {"solvers"},
     {"sampling"},
-    {"reflow", "likelihoods.gradients", "likelihoods.decoders"},
+    {"reflow", "comparison", "likelihoods.gradients", "likelihoods.decoders"},
+    {"tuning", "plot"},
     {"likelihoods.density", "likelihoods.chain"},
     {"likelihoods.variational", "likelihoods.entropy", "training.hybrid"},
     {"likelihoods.continuous"},
@@ -47,7 +48,7 @@ LAYERS = [  # a file imports only from rows above its own
     {"interop"},
     {"sdegen"},
 ]
-LEAVES = {"nets", "datasets", "interop"}
+LEAVES = {"nets", "datasets", "interop", "plot"}
 ENGINES = {"torchsde", "torchdiffeq"}
 
 
@@ -140,7 +141,7 @@ def test_import_is_light_and_touches_no_global_state():
         "after = (torch.get_rng_state().sum().item(), torch.get_default_dtype(), torch.is_grad_enabled(),\n"
         "         numpy.random.get_state()[1].sum(), random.getstate(), len(warnings.filters), logging.root.level)\n"
         "assert before[:5] + before[6:] == after[:5] + after[6:] and after[5] == filters\n"
-        "for heavy in ('matplotlib', 'sklearn', 'tqdm.auto', 'sdegen.nets', 'sdegen.datasets'):\n"
+        "for heavy in ('matplotlib', 'sklearn', 'tqdm.auto', 'sdegen.nets', 'sdegen.datasets', 'sdegen.plot'):\n"
         "    assert heavy not in sys.modules, heavy\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -149,7 +150,7 @@ def test_import_is_light_and_touches_no_global_state():
 EXAMPLES = {
     "sde_vs_ode": (
         ["plane.png", "trajectories.png", "digits.png"],
-        ["SDE euler", "SDE srk", "ODE dopri5", "ODE rk4", "Ancestral", "bits/dim"],
+        ["SDE euler", "SDE Adams", "ODE dopri5", "ODE Adams", "Ancestral", "bits/dim"],
     ),
     "ddpm_as_special_case": (
         ["ddpm_digits.png", "ddpm_convergence.png"],

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import sdegen
+from sdegen.datasets import two_moons
 from sdegen.nets import MLP, UNet
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
@@ -48,9 +49,19 @@ def test_the_chapters_run():
     assert all(parameter.grad is not None for parameter in tuned["net"].parameters())
 
 
+def test_solvers_are_compared_and_tuned(capsys):
+    names = {"sdegen": sdegen, "data": two_moons(100), "model": sdegen.ScoreModel(MLP(2, 16), sdegen.VPSDE(), "v")}
+    exec(program("sdegen.compare(").replace("512", "64"), names)
+    assert [row.calls for row in names["comparison"].rows] == [5, 10, 20, 50, 4, 8, 20, 48, 5, 10, 20, 50]
+    assert capsys.readouterr().out.startswith("solver ")
+    assert names["solver"].steps == 10
+    assert names["x"].shape == (64, 2)
+
+
 def test_every_program_is_run_here_or_for_its_law():
     known = [
         "import torch",
+        "sdegen.compare(",
         "sdegen.DDPM(betas)",
         "= sdegen.CondOT()",
         "differentiable=True",

@@ -5,7 +5,8 @@ Data x ~ sum_i w_i N(m_i, S_i). In straight coordinates y = (1-u) x + u eps, so 
     y ~ sum_i w_i N(q m_i, V_i),   V_i = q^2 S_i + u^2           rho_i proportional to w_i N(y; q m_i, V_i)
     E[x | y] = sum_i rho_i [m_i + q S_i V_i^-1 (y - q m_i)]                E[eps | y] = sum_i rho_i u V_i^-1 (y - q m_i)
 
-Noise is isotropic, so everything is computed per eigenvalue of S_i. The path enters only through y = x_t/r.
+Noise is isotropic, so everything is computed per eigenvalue of S_i; many isotropic components take matrix products
+instead (products.py). The path enters only through y = x_t/r.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch import Tensor
 from sdegen import _checks
 from sdegen._shapes import Generators, as_time, normal
 from sdegen.models.base import Model, Number, Query
+from sdegen.models.products import Isotropic
 from sdegen.paths.gaussian import GaussianPath
 
 Numbers = npt.ArrayLike | Tensor
@@ -86,6 +88,7 @@ class GaussianMixture:
         else:
             raise ValueError("Give either stds or covariances, and exactly one of them.")
         self._cast: dict[tuple[torch.dtype, torch.device], Components] = {}
+        self._isotropic: dict[tuple[torch.dtype, torch.device], Isotropic | None] = {}
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({len(self._means)} components, event {self.event_shape})"
@@ -127,6 +130,9 @@ class GaussianMixture:
     def log_prob(self, x: Tensor) -> Tensor:
         """Log-density of `x` (B, *event) in nats, shape (B,)."""
         self._check(x)
+        products = self._products(x)
+        if products is not None:
+            return products.log_prob(x.flatten(1))
         z, variances, log_weights = self._whiten(x, 0.0)
         return torch.logsumexp(_log_components(z, variances, log_weights), 1)
 
@@ -159,7 +165,7 @@ class GaussianMixture:
         law.event_shape, law.dtype, law.device = self.event_shape, self.dtype, self.device
         law._means, law._log_weights, law._rotations = alpha * self._means, self._log_weights, self._rotations
         law._variances = alpha**2 * self._variances + sigma**2
-        law._cast = {}
+        law._cast, law._isotropic = {}, {}
         return law
 
     def _check(self, x: Tensor) -> None:
@@ -178,6 +184,16 @@ class GaussianMixture:
                     None if self._rotations is None else self._rotations.clone().to(device, dtype),
                 )
         return self._cast[dtype, device]
+
+    def _products(self, y: Tensor) -> Isotropic | None:
+        """The components for matrix products in the dtype and on the device of `y`, where these are faster."""
+        key = y.dtype, y.device
+        if key not in self._isotropic:
+            with torch.inference_mode(False):
+                tables = (self._log_weights.clone(), self._means.clone(), self._variances.clone())
+                found = Isotropic.of(*tables) if self._rotations is None else None
+                self._isotropic[key] = found and found.to(y.device, y.dtype)
+        return self._isotropic[key]
 
     def _whiten(self, y: Tensor, u: Number) -> tuple[Tensor, Tensor, Tensor]:
         """y - q m_i in the eigenbasis (B, K, d), V_i (broadcasting against it) and the log-weights."""
@@ -266,6 +282,10 @@ class ExactModel(Model):
         """sum_i rho_i [c m_i + (c q S_i + d u) V_i^-1 (y - q m_i)] + e y."""
         self.mixture._check(y)
         query = query.fitting(y)
+        products = self.mixture._products(y)
+        if products is not None:
+            numbers = (n.reshape(-1, 1) if isinstance(n, Tensor) else n for n in query.numbers)
+            return products.answer(y.flatten(1), *numbers).reshape(y.shape)
         u, c, du = (n.reshape(-1, 1, 1) if isinstance(n, Tensor) else n for n in query.numbers[:3])
         _, means, variances, rotations = self.mixture._on(y.dtype, y.device)
         z, V, log_weights = self.mixture._whiten(y, u)

@@ -127,11 +127,11 @@ class ScoreModel(Model):
         return self.path.has_score
 
     def query(self, u: Tensor, t: Tensor, c: Tensor, d: Tensor, e: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """The time, the scale r and the two factors of (*)."""
-        r = self.path.scale(u)
-        a, b, m = prediction_row(self.predicts, self.path, t, (1 - u) * r, u * r)
-        det = (1 - u) * b - u * a
-        return t, (r, (c * b - d * a) / det + e, ((1 - u) * d - u * c) * m / det)
+        """The time, the scale r and the two factors of (*); q = 1 - u."""
+        r, q = self.path.scale_at(u, t), 1 - u
+        a, b, m = prediction_row(self.predicts, self.path, t, q * r, u * r)
+        det = q * b - u * a
+        return t, (r, (c * b - d * a) / det + e, (q * d - u * c) * m / det)
 
     def gain(self, u: Tensor) -> Tensor:
         """See `Model.gain`."""

@@ -88,7 +88,7 @@ class Wrapped(_Forwarding):
         """The inner model's question for D, behind (u, r, t) and the two factors above."""
         one = torch.ones_like(u)
         shown, inner = self.model.query(u, t, -one, one, 0 * one)
-        return shown, (u, self.path.scale(u), t, c + d + e, (1 - u) * d - u * c, *inner)
+        return shown, (u, self.path.scale_at(u, t), t, c + d + e, (1 - u) * d - u * c, *inner)
 
     def estimate(self, y: Tensor, query: Query, cond: Mapping[str, object]) -> Tensor:
         """(c + d + e) y + ((1-u) d - u c) D'."""

@@ -27,6 +27,7 @@ from torch import Tensor
 from sdegen import _checks
 from sdegen._shapes import Generators, as_time, batch_of_times, like, normal
 from sdegen.paths.consistency import check_inverse, check_slopes, values
+from sdegen.paths.inverse import inverse, settles
 from sdegen.paths.priors import Normal, Source
 
 Fraction = TypeVar("Fraction", float, Tensor)
@@ -96,7 +97,7 @@ class GaussianPath(ABC):
 
         model = sdegen.ScoreModel(MLP(2), Quadratic())
 
-    Derivatives then come from autograd and the inverse clock from bisection in float64, unless a path states its own
+    Derivatives then come from autograd and the inverse clock from secant steps in float64, unless a path states its own
     `slopes`, `time` and `scale` in closed form, as those of the library do. All are compared with alpha and sigma once,
     before the path is first used, see `ends`.
 
@@ -135,18 +136,8 @@ class GaussianPath(ABC):
     def time(self, u: float | Tensor) -> Tensor:
         """The time t at which the straight clock shows `u`: the inverse of `clock`."""
         u = self.checked_clocks(u)
-        goal = u.detach().to("cpu", torch.float64)
-        low = torch.full_like(goal, self.t_data)
-        high = torch.full_like(goal, self.t_noise)
-        while True:  # halve until the two are neighbours in float64, also close to a data end at t = 0
-            middle = 0.5 * (low + high)
-            if bool(((middle == low) | (middle == high)).all()):
-                break
-            beyond = self._clock(middle) > goal
-            low, high = torch.where(beyond, low, middle), torch.where(beyond, middle, high)
-        error_low, error_high = (self._clock(low) - goal).abs(), (self._clock(high) - goal).abs()
-        t = torch.where(error_low <= error_high, low, high)
-        return torch.where(goal.isnan(), goal, t).to(u)
+        there = u if u.device.type == "cpu" or self._smooth else u.cpu()
+        return inverse(self._clock, self.t_data, self.t_noise, there).to(u)
 
     def scale(self, u: float | Tensor) -> Tensor:
         """r = alpha + sigma where the straight clock shows `u`."""
@@ -329,6 +320,10 @@ class GaussianPath(ABC):
             check_inverse(self, own)
         return ends
 
+    def scale_at(self, u: Tensor, t: Tensor) -> Tensor:
+        """r where the clock shows `u` at the time `t`: `scale(u)` if the path states it, else without inverting it."""
+        return self.scale(u) if self._states("scale") else self.alpha(t) + self.sigma(t)
+
     def _states(self, name: str) -> bool:
         """Whether this path overrides the method `name` of `GaussianPath`."""
         return getattr(type(self), name) is not getattr(GaussianPath, name)
@@ -354,6 +349,11 @@ class GaussianPath(ABC):
                 "likelihoods would be those of scaled data; scale the data themselves."
             )
         return float(u[0]), float(u[-1])
+
+    @cached_property
+    def _smooth(self) -> bool:
+        """Whether the clock is inverted by as many steps as an accelerator takes; if not, the CPU does it for it."""
+        return settles(self._clock, self.t_data, self.t_noise)
 
     @property
     def _away(self) -> float:

@@ -15,12 +15,13 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import KW_ONLY, dataclass
 
 import torch
 from torch import Tensor
 from torchdiffeq import odeint
+from torchdiffeq._impl.odeint import SOLVERS
 
 from sdegen import _checks
 from sdegen._checks import NonFiniteError
@@ -272,7 +273,11 @@ class _FixedSteps(_RightHandSide):
 
 
 class _AnyTime(_RightHandSide):
-    """Queries at any clock, clamped to the interval, with the accepted steps' errors added up sample by sample."""
+    """Queries at any clock, clamped to the interval, with the accepted steps' errors added up sample by sample.
+
+    Before each attempt torchdiffeq says where it starts and how long it is, so its stages are planned there, all at
+    once and in its own arithmetic, to the last digit. A clock that was not foreseen is planned when it comes.
+    """
 
     def __init__(self, solver: ODESolver, problem: Problem):
         super().__init__(solver, problem)
@@ -281,30 +286,58 @@ class _AnyTime(_RightHandSide):
             raise ValueError(f"{solver!r} asks for more than {problem.y.dtype} states can hold; loosen rtol and atol.")
         ends = torch.tensor([problem.u_from, problem.u_to], dtype=torch.float64)
         # planned here, so that a singular end is refused before any network call
-        plan = problem.model.plan(problem.y, ends, None, -torch.ones_like(ends), torch.ones_like(ends))
-        self._at_ends: dict[float, Query] = dict(zip(ends.tolist(), plan, strict=True))
+        self._at_ends = self._planned(ends)
         self.ends = ends.to(problem.y.device)
         self.options = {"step_t": self.ends[1:], "norm": self.norm, "max_num_steps": 2**31 - 1}
         self.tolerances = {"rtol": solver.rtol, "atol": atol}
         self.knots = []
         self._solver = solver
         self._low, self._high = sorted((problem.u_from, problem.u_to))
-        self._one = torch.ones(1, dtype=torch.float64)
+        self._towards = 1.0 if problem.u_to > problem.u_from else -1.0  # torchdiffeq's own time always rises
+        self._fractions: Tensor = SOLVERS[solver.method].tableau.alpha.to("cpu", problem.y.dtype)
+        self._whole: list[bool] = (self._fractions == 1).tolist()  # stages just before the end of a step
+        self._lowest = torch.full((), -math.inf, dtype=problem.y.dtype)
+        self._ahead: Iterator[tuple[float, Query]] = iter(())
         self._ratio = torch.zeros(())
 
+    def _planned(self, u: Tensor) -> dict[float, Query]:
+        """The queries at the clocks `u`, for the slope per unit of u."""
+        one = torch.ones_like(u)
+        return dict(zip(u.tolist(), self.problem.model.plan(self.problem.y, u, None, -one, one), strict=True))
+
+    def _foresee(self, clock: float, length: float) -> None:
+        """Plan the stages of an attempt that starts at `clock`, cut to end with the interval as torchdiffeq cuts it."""
+        start, end = self._towards * clock, self._towards * self.problem.u_to
+        stop = start + length
+        if start < end < stop:
+            stop, length = end, end - start
+        last = torch.nextafter(torch.tensor(stop, dtype=self._fractions.dtype), self._lowest).item()
+        at = (start + length * self._fractions).tolist()
+        clocks = [
+            self._clamped(self._towards * (last if whole else s)) for s, whole in zip(at, self._whole, strict=True)
+        ]
+        new = [c for c in dict.fromkeys(clocks) if c not in self._at_ends]
+        planned = self._at_ends | (self._planned(torch.tensor(new, dtype=torch.float64)) if new else {})
+        self._ahead = iter([(c, planned[c]) for c in clocks])
+
+    def _clamped(self, clock: float) -> float:
+        return min(max(clock, self._low), self._high)
+
     def query(self, at: Tensor) -> Query:
-        """That of the clock `at`, for the slope per unit of u."""
+        """That of the clock `at`, for the slope per unit of u; an accelerator is not asked which clock that is."""
+        foreseen, planned = next(self._ahead, (math.nan, None))
+        if planned is not None and at.device.type != "cpu":
+            return planned
         clock = float(at)
         if math.isnan(clock):
             raise NonFiniteError(
                 f"The network's output is NaN or infinite at the start of the solve, u = {self.problem.u_from:.6g}; "
                 f"{self._solver!r} cannot choose a step."
             )
-        clock = min(max(clock, self._low), self._high)
-        if clock in self._at_ends:
-            return self._at_ends[clock]
-        u = torch.tensor([clock], dtype=torch.float64)
-        return self.problem.model.plan(self.problem.y, u, None, -self._one, self._one)[0]
+        clock = self._clamped(clock)
+        if planned is not None and clock == foreseen:
+            return planned
+        return self._at_ends.get(clock) or self._planned(torch.tensor([clock], dtype=torch.float64))[clock]
 
     def result(self, state: Tensor) -> Result:
         """See `_RightHandSide`; the end is a knot too."""
@@ -323,26 +356,28 @@ class _AnyTime(_RightHandSide):
         return self._ratio.max()
 
     def callback_step(self, u: Tensor, state: Tensor, du: Tensor) -> None:
-        """Before every attempt: everything that could keep the solve from ending."""
-        _checks.finite_state(state, float(u))
-        length = float(du)
-        if not (math.isfinite(length) and float(u) + length > float(u)):
+        """Before every attempt: everything that could keep the solve from ending, then its questions."""
+        self._clock, length = float(u), float(du)
+        _checks.finite_state(state, self._clock)
+        if not (math.isfinite(length) and self._clock + length > self._clock):
             raise NonFiniteError(
-                f"{self._solver!r} cut its step to {length:.3g} at u = {float(u):.6g} after {self.accepted} steps: the "
-                "network's output is not finite or not smooth there, or the tolerance is too tight for the precision."
+                f"{self._solver!r} cut its step to {length:.3g} at u = {self._clock:.6g} after {self.accepted} steps: "
+                "the network's output is not finite or not smooth there, or the tolerance is too tight for the "
+                "precision."
             )
         if self.accepted + self.rejected >= self._solver.max_steps:
             raise ValueError(
                 f"{self._solver!r} tried max_steps = {self._solver.max_steps} steps and stands at u = "
-                f"{float(u):.6g}; loosen the tolerance, use float64, or raise max_steps."
+                f"{self._clock:.6g}; loosen the tolerance, use float64, or raise max_steps."
             )
+        self._foresee(self._clock, length)
         self.step_done()
 
     def callback_accept_step(self, u: Tensor, state: Tensor, du: Tensor) -> None:
         """Add up the error of a step that was kept."""
         self.accepted += 1
         self.error = self._ratio if self.error is None else self.error + self._ratio
-        self.knots.append(float(u))
+        self.knots.append(self._clock)
         if self.problem.trajectory:
             self.states.append(self.problem.event(state))
 

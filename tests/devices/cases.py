@@ -29,12 +29,10 @@ PATHS = {
     "own vp": OwnVP(),
     "own flow": OwnFlow(),
 }
-INVERTED = [name for name in PATHS if not name.startswith("own")]
-"""Those that state t(u) themselves."""
 SCORED = [name for name in PATHS if PATHS[name].has_score]
 PREDICTIONS = ("eps", "score", "data", "velocity", "v")
 SLOW = ("own vp",)
-"""A path that bisects for its times takes thousands of operations, and each is slow under a dispatch mode."""
+"""It says hardly more than "own flow", and every operation is slow under a dispatch mode."""
 INSIDE = {"data": (0.95, 0.05), "noise": (0.05, 0.95)}
 """A part of every path where every prediction is finite."""
 

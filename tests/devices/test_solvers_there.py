@@ -1,16 +1,16 @@
 """Every solver, path and prediction on the pretend device: the numbers of the CPU, and hardly a wait for them.
 
 What grows with the steps is bounded: one wait in 32 steps, and one a step for torchdiffeq's own loop. Adaptive solvers
-are only reported: torchdiffeq keeps its time on the device and reads it wherever it compares, and every query moves its
-numbers there. Waits for each network call when this was written, VPSDE, a "v" network, 4 points, towards the data (the
-other way differs by 0.3 at most); `pytest -s` prints them anew:
+are only reported: torchdiffeq keeps its time on the device and reads it wherever it compares, and every attempt at a
+step (torchsde: every query) moves its numbers there. Waits for each network call when this was written, VPSDE, a "v"
+network, 4 points, towards the data (the other way differs by 0.3 at most); `pytest -s` prints them anew:
 
                              calls   in the package   in the engine
-    dopri5, 1e-5                74        3.0              4.0
-    dopri8, 1e-5               262        2.5              2.4
-    bosh3, 1e-3                 26        4.0              7.1
-    fehlberg2, 1e-3             12        4.8              9.7
-    adaptive_heun, 1e-3         44        7.6             15.7
+    dopri5, 1e-5                74        0.7              4.0
+    dopri8, 1e-5               262        0.3              2.4
+    bosh3, 1e-3                 26        1.5              7.1
+    fehlberg2, 1e-3             12        2.2              9.7
+    adaptive_heun, 1e-3         44        4.0             15.7
     euler (torchsde), 0.05      48        3.5              1.0
     euler_heun                  44        5.0              1.0
     srk                         78        3.5              0.3

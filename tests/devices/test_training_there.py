@@ -1,14 +1,13 @@
 """Training on the pretend device: a step through `loss` never waits, and its numbers are those of the CPU.
 
-A path that does not state its own inverse bisects for it on the CPU, there and back. Only times drawn by the clock or
-by their log-SNR need the inverse: the last test counts, and prints, what a step then waits for.
+That holds for a path that does not state its own inverse too, which times drawn by the clock or by their log-SNR need.
 """
 
 from __future__ import annotations
 
 import pytest
 import torch
-from cases import INVERTED, PATHS, PREDICTIONS, SCORED, Net, network, same
+from cases import PATHS, PREDICTIONS, SCORED, Net, network, same
 from pretend import DEVICE, PretendDevice, counted, put
 from problems import ring
 
@@ -55,7 +54,7 @@ def test_a_step_never_waits(path):
 
 
 @pytest.mark.parametrize("times", TIMES)
-@pytest.mark.parametrize("path", [name for name in INVERTED if name in SCORED])
+@pytest.mark.parametrize("path", SCORED)
 def test_no_time_sampler_and_no_weighting_waits(path, times):
     for weighting in WEIGHTINGS.values():
         never_waits(network(PATHS[path]), batch(), times=TIMES[times], weighting=weighting)
@@ -127,12 +126,3 @@ def test_data_drawn_there():
             there.log_prob(there.sample(4))
         assert waits.total() == counts, dict(waits)
     same(lambda _, x: data.log_prob(x), torch.nn.Identity(), batch())
-
-
-@pytest.mark.parametrize("path", [name for name in SCORED if name not in INVERTED])
-def test_the_waits_of_a_path_without_an_inverse_are_reported(path):
-    model, x = put(network(PATHS[path])), put(batch())
-    for times in (TIMES["likelihood"], TIMES["clock"]):
-        _, waits = counted(lambda: step(model, x, times=times))  # noqa: B023
-        print(f"{path}: {waits.total()} waits in a step of {times}, {dict(waits)}")
-        assert all(place.startswith("sdegen.paths.gaussian:") for place in waits), dict(waits)

@@ -95,7 +95,7 @@ def test_rounding_is_taken_back_to_the_ends(path):
 
 @every_path
 def test_no_accelerator_is_waited_for(path):
-    """On the device without values any look at them would raise; a user's path is inverted on the CPU."""
+    """On the device without values any look at them would raise."""
     t = torch.empty(3, device="meta")
     assert path.clock(t).device.type == "meta"
     assert path.checked_times(t).device.type == "meta"

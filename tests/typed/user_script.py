@@ -219,6 +219,18 @@ def few_calls(model: sdegen.ScoreModel) -> None:
     assert x.shape == z.shape
 
 
+def choose(model: sdegen.ScoreModel, x: Tensor) -> None:
+    """Solvers compared on a model of my own, and one tuned to it."""
+    solvers: dict[str, Callable[[int], sdegen.Solver]] = {"Adams": sdegen.Adams, "mine": Heun}
+    compared: sdegen.Comparison = sdegen.compare(model, solvers, x_T=torch.randn(4, 2), calls=(2, 3), data=x)
+    error: float | None = compared.rows[0].error
+    tuned: sdegen.Adams = sdegen.tune(model, sdegen.Adams(2), torch.randn(4, 2))
+    distance: float = sdegen.energy_distance(sdegen.sample(model, (8, 2), tuned), x)
+    assert error is not None
+    assert math.isfinite(error + distance)
+    print(compared)
+
+
 def read(model: sdegen.ScoreModel, x: Tensor) -> None:
     """Every likelihood and every bound."""
     ode = sdegen.ODESolver("rk4", steps=2)
@@ -295,6 +307,7 @@ def main() -> None:
     sample(model)
     known_schemes(model)
     few_calls(model)
+    choose(model, x)
     read(model, x)
     flow(x)
     images()

@@ -37,7 +37,7 @@ SCHEMES = {
     "Adams(steps)": Known(Adams, "ODE", 3, 1, "the most accurate for few calls, 5 to 50"),
     "DPMSolver(steps)": Known(DPMSolver, "ODE", 2, 1, "DPM-Solver++ 2M, diffusers' numbers"),
     "DPMSolver(steps, 3)": Known(lambda n: DPMSolver(n, 3), "ODE", 2, 1, "3M; the published weights are of order 2"),
-    "UniPC(steps)": Known(UniPC, "ODE", 2, 1, "diffusers' numbers; better than DPM-Solver++ and DEIS"),
+    "UniPC(steps)": Known(UniPC, "ODE", 2, 1, "diffusers' numbers; a corrector at no cost"),
     "DEIS(steps)": Known(DEIS, "ODE", 2, 1, "diffusers' numbers; not from u = 1"),
     "Heun(steps)": Known(Heun, "ODE", 2, 2, "EDM's, from 30 calls on; not from u = 1"),
     "StochasticAdams(steps)": Known(StochasticAdams, "SDE", 2, 1, "the most accurate for few stochastic calls"),

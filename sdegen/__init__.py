@@ -35,6 +35,7 @@ from sdegen.solvers import (
     Hutchinson,
     KarrasGrid,
     Langevin,
+    Layout,
     Multistep,
     ODESolver,
     OneStep,
@@ -68,7 +69,7 @@ __all__ += ["DDIM", "Adams", "Ancestral", "ODESolver", "SDESolver", "StochasticA
 __all__ += ["DEIS", "DPMSolver", "Heun", "SASolver", "UniPC"]
 __all__ += ["Churn", "Langevin", "Renoised", "Restart"]
 __all__ += ["Ask", "Multistep", "OneStep", "Problem", "Result", "Row", "Solver", "Stage", "march"]
-__all__ += ["Grid", "KarrasGrid", "PowerGrid", "StretchedGrid"]
+__all__ += ["Grid", "KarrasGrid", "Layout", "PowerGrid", "StretchedGrid"]
 # Verbs: train, move, score
 __all__ += ["hybrid_loss", "loss"]
 __all__ += ["decode", "encode", "rectify", "sample", "solve", "straightness"]

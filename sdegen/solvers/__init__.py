@@ -2,12 +2,13 @@
 
 from sdegen.solvers.adams import Adams, StochasticAdams
 from sdegen.solvers.ancestral import DDIM, Ancestral
-from sdegen.solvers.base import Ask, Problem, Result, Solver, march
+from sdegen.solvers.base import Problem, Result, Solver
 from sdegen.solvers.deis import DEIS
 from sdegen.solvers.divergence import Hutchinson
 from sdegen.solvers.dpm import DPMSolver
-from sdegen.solvers.grids import Grid, KarrasGrid, PowerGrid, StretchedGrid
+from sdegen.solvers.grids import Grid, KarrasGrid, Layout, PowerGrid, StretchedGrid
 from sdegen.solvers.heun import Heun
+from sdegen.solvers.loop import Ask, march
 from sdegen.solvers.multistep import Multistep
 from sdegen.solvers.ode import ODE_METHODS, ODESolver
 from sdegen.solvers.onestep import OneStep, Stage
@@ -34,6 +35,7 @@ __all__ = [
     "Hutchinson",
     "KarrasGrid",
     "Langevin",
+    "Layout",
     "Multistep",
     "ODESolver",
     "OneStep",

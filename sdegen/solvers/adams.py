@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from sdegen import _checks
-from sdegen.solvers.grids import Clock, Grid, Laid, PowerGrid, StretchedGrid
+from sdegen.solvers.grids import Clock, Grid, Layout, PowerGrid, StretchedGrid
 from sdegen.solvers.multistep import Multistep
 from sdegen.solvers.scheme import Row
 
@@ -70,18 +70,18 @@ class Adams(Multistep):
         """See `Multistep.own_grid`."""
         return StretchedGrid()
 
-    def predictor(self, knots: Laid) -> list[Row]:
+    def predictor(self, knots: Layout) -> list[Row]:
         """Adams-Bashforth: the answers at a step's first knot and before."""
         return _exact(knots.u, self._clock(knots), self._order(knots), ahead=0)
 
-    def corrector(self, knots: Laid) -> list[Row]:
+    def corrector(self, knots: Layout) -> list[Row]:
         """Adams-Moulton: the answer at its second knot, too."""
         return _exact(knots.u, self._clock(knots), self._order(knots) + 1, ahead=1)
 
-    def _order(self, knots: Laid) -> int:
+    def _order(self, knots: Layout) -> int:
         return self.order or sum(len(knots.u) - 1 >= least for least in (1, 5, 15, 30))
 
-    def _clock(self, knots: Laid) -> Clock:
+    def _clock(self, knots: Layout) -> Clock:
         if knots.clock is None:
             raise ValueError(f"Adams needs a grid whose clock s(u) is finite at both ends, unlike {self.grid!r}.")
         return knots.clock
@@ -152,7 +152,7 @@ class StochasticAdams(Multistep):
         """See `Multistep.own_grid`."""
         return PowerGrid(4)
 
-    def predictor(self, knots: Laid) -> list[Row]:
+    def predictor(self, knots: Layout) -> list[Row]:
         """The exact integrals of 1 and of u under e^(l - eta^2 (l_v - l)), finite at u = 1 and at v = 0."""
         u, v, level = knots.u[:-1], knots.u[1:], self.eta**2
         log_q = torch.log1p((v - u) / (u * (1 - v)))  # q = e^-h = v (1-u) / (u (1-v)), 0 at u = 1 and at v = 0

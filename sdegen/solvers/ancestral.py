@@ -35,8 +35,9 @@ from torch import Tensor
 from sdegen import _checks
 from sdegen.models.base import Model
 from sdegen.paths.gaussian import GaussianPath
-from sdegen.solvers.base import Ask, Problem, Result, Solver, Step, march
+from sdegen.solvers.base import Problem, Result, Solver
 from sdegen.solvers.grids import Grid, PowerGrid, check_grid, lay, span_of, steps_on
+from sdegen.solvers.loop import Ask, Step, march
 
 VARIANCES = ("beta", "posterior", "optimal", "learned")
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from sdegen import _checks
 from sdegen.solvers.dpm import ramped
 from sdegen.solvers.exponential import noise_rows
-from sdegen.solvers.grids import Grid, Laid, PowerGrid
+from sdegen.solvers.grids import Grid, Layout, PowerGrid
 from sdegen.solvers.multistep import Multistep
 from sdegen.solvers.scheme import Row
 
@@ -52,6 +52,6 @@ class DEIS(Multistep):
         """See `Scheme.own_grid`."""
         return PowerGrid(1.5)
 
-    def predictor(self, knots: Laid) -> list[Row]:
+    def predictor(self, knots: Layout) -> list[Row]:
         """See `Multistep.predictor`."""
         return noise_rows(knots.u, ramped(len(knots.u) - 1, self.order))

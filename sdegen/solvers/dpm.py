@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 from sdegen import _checks
 from sdegen.solvers.exponential import data_rows, midpoint_moments
-from sdegen.solvers.grids import Grid, Laid, PowerGrid
+from sdegen.solvers.grids import Grid, Layout, PowerGrid
 from sdegen.solvers.multistep import Multistep
 from sdegen.solvers.scheme import Row
 
@@ -70,7 +70,7 @@ class DPMSolver(Multistep):
         """See `Scheme.own_grid`."""
         return PowerGrid(4) if self.eta else PowerGrid(1.5)
 
-    def predictor(self, knots: Laid) -> list[Row]:
+    def predictor(self, knots: Layout) -> list[Row]:
         """See `Multistep.predictor`."""
         return data_rows(knots.u, ramped(len(knots.u) - 1, self.order), _moments, self.eta)
 

@@ -46,7 +46,7 @@ class Clock(NamedTuple):
     u: Callable[[Tensor], Tensor]
 
 
-class Laid(NamedTuple):
+class Layout(NamedTuple):
     """A grid on a problem, float64 on the CPU.
 
     Attributes:
@@ -64,7 +64,7 @@ class Grid(ABC):
     """A value that lays knots between two clocks of a path: write your own by giving `lay`."""
 
     @abstractmethod
-    def lay(self, model: Model, high: float, low: float, steps: int) -> Laid:
+    def lay(self, model: Model, high: float, low: float, steps: int) -> Layout:
         """The steps + 1 knots from the clock `high` down to `low` of the model's path, and the clock s(u) if any."""
 
 
@@ -88,15 +88,15 @@ class PowerGrid(Grid):
         _checks.real("p", self.p, 0, strict=True)
         _checks.choice("clock", self.clock, ("u", "t"))
 
-    def lay(self, model: Model, high: float, low: float, steps: int) -> Laid:
+    def lay(self, model: Model, high: float, low: float, steps: int) -> Layout:
         """See `Grid.lay`."""
         path, shape = model.path, _falling(steps) ** self.p  # (1 - k/N)^p, k/N exact for p = 1
         if self.clock == "u":
             u = low + (high - low) * shape
-            return Laid(u, path.time(u), _power(self.p, low, high - low, _same, _same))
+            return Layout(u, path.time(u), _power(self.p, low, high - low, _same, _same))
         t_low, t_high = (_end_time(path, end) for end in (low, high))
         t = t_low + (t_high - t_low) * shape
-        return Laid(path.clock(t), t, _power(self.p, t_low, t_high - t_low, path.time, path.clock))
+        return Layout(path.clock(t), t, _power(self.p, t_low, t_high - t_low, path.time, path.clock))
 
     def at(self, s: Tensor, u_from: float, u_to: float) -> tuple[Tensor, Tensor]:
         """u and |du/ds| at s in [0, 1], for the smooth map behind PowerGrid(p): s = 0 at u_from, 1 at u_to."""
@@ -132,7 +132,7 @@ class KarrasGrid(Grid):
             _checks.real("rho", self.rho, 0, strict=True)
         _checks.real("sigma_min", self.sigma_min, 0, strict=True)
 
-    def lay(self, model: Model, high: float, low: float, steps: int) -> Laid:
+    def lay(self, model: Model, high: float, low: float, steps: int) -> Layout:
         """See `Grid.lay`."""
         if high == 1:
             raise ValueError(
@@ -145,7 +145,7 @@ class KarrasGrid(Grid):
         u = self._clock(bottom + (top - bottom) * _falling(steps - extra))
         u = torch.cat([u, u.new_tensor([last])]) if extra else u
         finite = self.rho != math.inf or low > 0
-        return Laid(u, model.path.time(u.clamp(low, high)), Clock(self._scale, self._clock) if finite else None)
+        return Layout(u, model.path.time(u.clamp(low, high)), Clock(self._scale, self._clock) if finite else None)
 
     def _scale(self, u: Tensor) -> Tensor:
         """(sigma/alpha)^(1/rho), or its logarithm."""
@@ -185,13 +185,13 @@ class StretchedGrid(Grid):
             raise ValueError("p must lie in [0, 1), and it is 1: clean data would be infinitely far away.")
         _checks.real("gain", self.gain, 0)
 
-    def lay(self, model: Model, high: float, low: float, steps: int) -> Laid:
+    def lay(self, model: Model, high: float, low: float, steps: int) -> Layout:
         """See `Grid.lay`."""
         clock = self.clock(model, high, low)
         k = torch.arange(steps + 1, dtype=torch.float64)
         s = 1 - (k - 0.5).clamp(0, steps - 1) / max(steps - 1, 1) if steps > 1 else 1 - k  # half steps at both ends
         u = clock.u(s)
-        return Laid(u, model.path.time(u.clamp(low, high)), clock)
+        return Layout(u, model.path.time(u.clamp(low, high)), clock)
 
     def clock(self, model: Model, high: float, low: float) -> Clock:
         """s(u), from a table of ds/dq = A^gain over q = u^(1-p), linear between its knots and made when first asked."""
@@ -268,7 +268,7 @@ def span_of(grid: Grid | Tensor | None) -> tuple[float, float] | None:
     return (float(grid[0]), float(grid[-1])) if isinstance(grid, Knots) else None
 
 
-def lay(grid: Grid | Tensor, model: Model, u_from: float, u_to: float, steps: int) -> Laid:
+def lay(grid: Grid | Tensor, model: Model, u_from: float, u_to: float, steps: int) -> Layout:
     """`grid` from u_from to u_to; the ends are met exactly. A tensor's knots have the clock of StretchedGrid()."""
     path, (low, high) = model.path, sorted((u_from, u_to))
     if isinstance(grid, Tensor):
@@ -276,13 +276,13 @@ def lay(grid: Grid | Tensor, model: Model, u_from: float, u_to: float, steps: in
         near = 1e-12 if grid.dtype == torch.float64 else 1e-6
         if not (abs(float(u[0]) - high) <= near and abs(float(u[-1]) - low) <= near):
             raise ValueError(f"The grid runs from u = {float(u[0])} to {float(u[-1])}, the solve from {high} to {low}.")
-        laid = Laid(u, path.time(u), StretchedGrid().clock(model, high, low))
+        laid = Layout(u, path.time(u), StretchedGrid().clock(model, high, low))
     else:
         laid = grid.lay(model, high, low, steps)
     u, t, clock = laid
     u[0], u[-1] = high, low
     t[0], t[-1] = (_end_time(path, end) for end in (high, low))
-    return laid if u_from > u_to else Laid(u.flip(0), t.flip(0), clock)
+    return laid if u_from > u_to else Layout(u.flip(0), t.flip(0), clock)
 
 
 def _end_time(path: GaussianPath, u: float) -> float:

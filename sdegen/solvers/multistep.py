@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise, zip_longest
 
-from sdegen.solvers.grids import Laid
+from sdegen.solvers.grids import Layout
 from sdegen.solvers.scheme import Move, Row, Scheme
 
 
@@ -54,14 +54,14 @@ class Multistep(Scheme):
     """
 
     @abstractmethod
-    def predictor(self, knots: Laid) -> Sequence[Row]:
+    def predictor(self, knots: Layout) -> Sequence[Row]:
         """A row for every step of the grid, from the answers at its first knot and at those before."""
 
-    def corrector(self, knots: Laid) -> Sequence[Row]:
+    def corrector(self, knots: Layout) -> Sequence[Row]:
         """A row for every step but the last, with the answer at its second knot first; none without a corrector."""
         return []
 
-    def moves(self, knots: Laid) -> list[Move]:
+    def moves(self, knots: Layout) -> list[Move]:
         """See `Scheme.moves`."""
         rows = joined_rows(self.predictor(knots), self.corrector(knots))
         return [

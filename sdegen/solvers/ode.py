@@ -27,18 +27,11 @@ from sdegen import _checks
 from sdegen._checks import NonFiniteError
 from sdegen._shapes import event_size
 from sdegen.models.base import Query
-from sdegen.solvers.base import (
-    CHECK_EVERY,
-    Problem,
-    Result,
-    Solver,
-    estimate_of,
-    joined,
-    plan_stages,
-    raised_inside,
-)
+from sdegen.solvers.base import Problem, Result, Solver, joined
 from sdegen.solvers.divergence import drift_and_divergence
+from sdegen.solvers.engines import estimate_of, plan_stages, raised_inside
 from sdegen.solvers.grids import Grid, PowerGrid, check_grid, span_of, steps_on
+from sdegen.solvers.loop import CHECK_EVERY
 from sdegen.solvers.rows import PAIRS, RowSteps
 
 

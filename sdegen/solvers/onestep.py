@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
-from sdegen.solvers.grids import Laid
+from sdegen.solvers.grids import Layout
 from sdegen.solvers.scheme import Move, Row, Scheme
 
 
@@ -61,7 +61,7 @@ class OneStep(Scheme):
     def stages(self, u: float, v: float) -> Sequence[Stage]:
         """The stages of a step from the clock u to v, the last of them at v: one network call each."""
 
-    def moves(self, knots: Laid) -> list[Move]:
+    def moves(self, knots: Layout) -> list[Move]:
         """See `Scheme.moves`."""
         steps = [(u, self.stages(u, v)) for u, v in pairwise(knots.u.tolist())]
         return [Move([u, *(stage.u for stage in stages[:-1])], [stage.row for stage in stages]) for u, stages in steps]

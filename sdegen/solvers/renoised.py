@@ -28,8 +28,9 @@ import torch
 from torch import Tensor
 
 from sdegen import _checks
-from sdegen.solvers.base import Problem, Result, Solver, march
-from sdegen.solvers.grids import Laid
+from sdegen.solvers.base import Problem, Result, Solver
+from sdegen.solvers.grids import Layout
+from sdegen.solvers.loop import march
 from sdegen.solvers.scheme import Move, Row, Scheme, calls_of, stepping, times_at
 
 
@@ -90,7 +91,7 @@ class Renoised(Solver):
                 moves.append(Move([], [self._up(clocks[-1], leg[0])]))
                 clocks.append(leg[0])
             clocks += leg[1:]
-            moves += scheme.moves(Laid(*_knots(leg, time), laid.clock))
+            moves += scheme.moves(Layout(*_knots(leg, time), laid.clock))
         u, t = _knots(clocks, time)
         result = march(problem, u, t, stepping(scheme, problem, u, t, moves), memory=())
         result.calls = calls_of(moves)

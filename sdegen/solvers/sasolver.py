@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from sdegen import _checks
 from sdegen.solvers.exponential import data_rows, rising_moments
-from sdegen.solvers.grids import Grid, Laid, PowerGrid
+from sdegen.solvers.grids import Grid, Layout, PowerGrid
 from sdegen.solvers.multistep import Multistep
 from sdegen.solvers.scheme import Row
 
@@ -55,13 +55,13 @@ class SASolver(Multistep):
         """See `Scheme.own_grid`."""
         return PowerGrid(4)
 
-    def predictor(self, knots: Laid) -> list[Row]:
+    def predictor(self, knots: Layout) -> list[Row]:
         """See `Multistep.predictor`."""
         steps = len(knots.u) - 1
         counts = [min(self.order, k + 1, steps - k) for k in range(steps)]
         return data_rows(knots.u, counts, _moments, self.eta)
 
-    def corrector(self, knots: Laid) -> list[Row]:
+    def corrector(self, knots: Layout) -> list[Row]:
         """See `Multistep.corrector`."""
         if not self.corrector_order:
             return []

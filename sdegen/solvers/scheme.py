@@ -20,9 +20,10 @@ from torch import Tensor
 from sdegen import _checks
 from sdegen.models.base import Query
 from sdegen.paths.gaussian import GaussianPath
-from sdegen.solvers.base import Ask, Memory, Problem, Result, Solver, joined, march
+from sdegen.solvers.base import Problem, Result, Solver, joined
 from sdegen.solvers.divergence import drift_and_divergence
-from sdegen.solvers.grids import Grid, Laid, PowerGrid, check_grid, span_of, steps_on
+from sdegen.solvers.grids import Grid, Layout, PowerGrid, check_grid, span_of, steps_on
+from sdegen.solvers.loop import Ask, Memory, march
 
 ANSWERS = {"slope": (-1.0, 1.0), "data": (1.0, 0.0), "noise": (0.0, 1.0)}
 """(c, d) of the answer c x_hat + d eps_hat that a scheme asks for."""
@@ -106,7 +107,7 @@ class Scheme(Solver):
         return PowerGrid(2)
 
     @abstractmethod
-    def moves(self, knots: Laid) -> list[Move]:
+    def moves(self, knots: Layout) -> list[Move]:
         """The steps between these knots."""
 
     def run(self, problem: Problem) -> Result:
@@ -117,7 +118,7 @@ class Scheme(Solver):
         result.calls = calls_of(moves)
         return result
 
-    def laid(self, problem: Problem) -> Laid:
+    def laid(self, problem: Problem) -> Layout:
         """The knots of `problem`, after a ValueError if the scheme cannot solve it."""
         name = type(self).__name__
         if problem.u_to > problem.u_from and not (self.both_ways and self.solves_ode):
@@ -158,7 +159,7 @@ def calls_of(moves: Sequence[Move]) -> int:
     return sum(len(move.asked) for move in moves)
 
 
-def times_at(path: GaussianPath, knots: Laid, clocks: Sequence[float]) -> dict[float, float]:
+def times_at(path: GaussianPath, knots: Layout, clocks: Sequence[float]) -> dict[float, float]:
     """The path's time at these clocks and at the knots, which keep theirs: the inverse of the clock is asked once."""
     known = dict(zip(knots.u.tolist(), knots.t.tolist(), strict=True))
     new = [clock for clock in dict.fromkeys(clocks) if clock not in known]
@@ -168,7 +169,7 @@ def times_at(path: GaussianPath, knots: Laid, clocks: Sequence[float]) -> dict[f
 def _planned(scheme: Scheme, problem: Problem, u: Tensor, t: Tensor, moves: Sequence[Move]) -> list[list[Query]]:
     """The questions of every move; knots keep their t."""
     clocks = [clock for move in moves for clock in move.asked]
-    known = times_at(problem.model.path, Laid(u, t, None), clocks)
+    known = times_at(problem.model.path, Layout(u, t, None), clocks)
     asked, times = (torch.tensor(n, dtype=torch.float64) for n in (clocks, [known[clock] for clock in clocks]))
     c, d = (torch.full_like(asked, n) for n in ANSWERS[scheme.asks])
     queries = iter(problem.model.plan(problem.y, asked, times, c, d))

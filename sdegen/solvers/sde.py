@@ -31,18 +31,11 @@ from torch import Tensor
 from sdegen import _checks
 from sdegen._checks import NonFiniteError
 from sdegen.models.base import Query
-from sdegen.solvers.base import (
-    CHECK_EVERY,
-    Problem,
-    Result,
-    Solver,
-    estimate_of,
-    plan_stages,
-    raised_inside,
-    within,
-)
+from sdegen.solvers.base import Problem, Result, Solver
 from sdegen.solvers.brownian import AdaptiveBrownian, Increments
+from sdegen.solvers.engines import estimate_of, plan_stages, raised_inside, within
 from sdegen.solvers.grids import Grid, PowerGrid, check_grid, span_of, steps_on
+from sdegen.solvers.loop import CHECK_EVERY
 from sdegen.solvers.noise import NoiseProfile
 
 FEW_STEPS = 15

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from sdegen import _checks
 from sdegen.solvers.exponential import data_rows, midpoint_moments
-from sdegen.solvers.grids import Grid, Laid, PowerGrid
+from sdegen.solvers.grids import Grid, Layout, PowerGrid
 from sdegen.solvers.multistep import Multistep
 from sdegen.solvers.scheme import Row
 
@@ -50,14 +50,14 @@ class UniPC(Multistep):
         """See `Scheme.own_grid`."""
         return PowerGrid(1.5)
 
-    def predictor(self, knots: Laid) -> list[Row]:
+    def predictor(self, knots: Layout) -> list[Row]:
         """See `Multistep.predictor`."""
         return data_rows(knots.u, self._orders(knots), midpoint_moments)
 
-    def corrector(self, knots: Laid) -> list[Row]:
+    def corrector(self, knots: Layout) -> list[Row]:
         """See `Multistep.corrector`."""
         return data_rows(knots.u, [p + 1 for p in self._orders(knots)[:-1]], midpoint_moments, ahead=1)
 
-    def _orders(self, knots: Laid) -> list[int]:
+    def _orders(self, knots: Layout) -> list[int]:
         steps = len(knots.u) - 1
         return [min(self.order, k + 1, steps - k) for k in range(steps)]

@@ -15,7 +15,6 @@ import sdegen
 from sdegen.datasets import bits_per_dim, dequantise, digits, two_moons
 from sdegen.interop import Adapted, from_flow_matching, from_torchcfm
 from sdegen.nets import MLP, UNet
-from sdegen.solvers.grids import Laid
 
 
 class Mine(sdegen.GaussianPath):
@@ -163,7 +162,7 @@ class Leapfrog(sdegen.Multistep):
 
     solves_ode = True
 
-    def predictor(self, knots: Laid) -> list[sdegen.Row]:
+    def predictor(self, knots: sdegen.Layout) -> list[sdegen.Row]:
         """Adams-Bashforth of order 2 on equal steps, after one of Euler's."""
         h = float(knots.u[1] - knots.u[0])
         return [sdegen.Row(1.0, [h])] + [sdegen.Row(1.0, [1.5 * h, -0.5 * h])] * (len(knots.u) - 2)

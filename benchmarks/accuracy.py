@@ -29,6 +29,10 @@ Solvers = Mapping[str, Callable[[int], sdegen.Solver]]
 
 SOLVERS: Solvers = {  # the solver for a number of network calls
     "Adams": lambda calls: sdegen.Adams(calls),
+    "UniPC 2": lambda calls: sdegen.UniPC(calls),
+    "DPM-Solver++ 2M": lambda calls: sdegen.DPMSolver(calls),
+    "DEIS 3": lambda calls: sdegen.DEIS(calls, 3),
+    "Heun (EDM)": lambda calls: sdegen.Heun(max((calls + 1) // 2, 1)),
     "DDIM": lambda calls: sdegen.DDIM(calls),
     "ODESolver euler": lambda calls: sdegen.ODESolver("euler", steps=calls),
     "ODESolver midpoint": lambda calls: sdegen.ODESolver("midpoint", steps=max(calls // 2, 1)),

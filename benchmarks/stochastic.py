@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -27,6 +28,9 @@ SAMPLES, EXACT, CHUNK = 100_000, 1_000_000, 20_000
 
 SOLVERS: Mapping[str, Callable[[int], sdegen.Solver]] = {  # the solver for a number of network calls
     "StochasticAdams": lambda calls: sdegen.StochasticAdams(calls),
+    "SDE-DPM-Solver++ 2M": lambda calls: sdegen.DPMSolver(calls, eta=1.0),
+    "SA-Solver": lambda calls: sdegen.SASolver(calls),
+    "Churn(Heun)": lambda calls: sdegen.Churn(sdegen.Heun(max((calls + 1) // 2, 1))),
     "SDESolver euler": lambda calls: sdegen.SDESolver("euler", calls),
     "SDESolver srk": lambda calls: sdegen.SDESolver("srk", max(calls // 2, 1)),
     "SDESolver heun": lambda calls: sdegen.SDESolver("heun", max(calls // 2, 1)),
@@ -108,6 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--no-peers", action="store_true")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
+    warnings.simplefilter("ignore", sdegen.AccuracyWarning)  # what it warns of stands in the table
     peers = [] if options.no_peers else sde_peers()
     for name in options.targets:
         target = TARGETS[name]()

@@ -6,6 +6,7 @@ They raise and never assert, so they stand under `python -O` too.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -21,6 +22,16 @@ class NonFiniteError(ValueError):
 
 class AccuracyWarning(UserWarning):
     """What was asked for runs, and is known to be far from the truth."""
+
+
+def warn_of_few_steps(solver: str, least: int, calls: int, stacklevel: int) -> None:
+    """An AccuracyWarning: `solver`, of so many network calls, has fewer steps than the `least` that it needs."""
+    warnings.warn(
+        f"{solver} takes steps too long for it: its samples are far from the model. Give it at least {least} steps or "
+        f"a grid of your own, or take StochasticAdams({calls}) at the same cost.",
+        AccuracyWarning,
+        stacklevel=stacklevel + 1,
+    )
 
 
 def whole(name: str, value: object, least: int = 1, most: int | None = None) -> int:

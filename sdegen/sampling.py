@@ -79,7 +79,8 @@ def sample(
     Args:
         model: a `ScoreModel`, or the `.model(path)` of an exact target.
         shape: (B, *event).
-        solver: an `SDESolver`, `ODESolver`, `Ancestral`, `DDIM`, or a `Solver` of your own.
+        solver: `Adams` for the ODE and `StochasticAdams` for the SDE in few network calls; `ODESolver`, `SDESolver`,
+            `Ancestral`, another `Solver`, or one of your own.
         generator: a torch.Generator, or one per sample: a sample then does not depend on its batch-mates, but for the
             rounding of the network's own kernels (the shared steps of an adaptive ODESolver still move it by an error
             of its own size, unless steps_for="sample"; an adaptive SDESolver refuses).
@@ -290,7 +291,7 @@ def ode_solver(solver: Solver | None) -> Solver:
     if solver is None:
         return LIKELIHOOD_SOLVER
     if not getattr(solver, "solves_ode", False):
-        raise TypeError(f"Only the ODE can be solved both ways: give an ODESolver, not {solver!r}.")
+        raise TypeError(f"Only the ODE can be solved both ways: give Adams or an ODESolver, not {solver!r}.")
     return solver
 
 
@@ -303,7 +304,7 @@ def checked_result(result: object, solver: Solver) -> Result:
 
 def _check_solver(solver: object) -> None:
     if not isinstance(solver, Solver):
-        raise TypeError(f"solver must be an SDESolver, ODESolver, Ancestral, DDIM or another Solver, not {solver!r}.")
+        raise TypeError(f"solver must be a Solver, such as Adams(20), SDESolver('euler', 500) or Ancestral(1000), not {solver!r}.")
 
 
 def _check_gradients(model: Model, solver: Solver, differentiable: bool, checkpoint_every: int | None) -> None:

@@ -55,6 +55,20 @@ def test_a_peer_makes_its_published_error(bench, package, name, calls):
     assert f"{row.error:.1e}" == f"{published[peer.name]:.1e}"
 
 
+@pytest.mark.parametrize(
+    ("target", "mean", "worst"), [("ring8", 0.5, 0.75), ("gmm16", 0.7, 1.2), ("narrow9", 0.65, 1.8)]
+)
+def test_adams_beats_the_best_peers_at_equal_calls(bench, target, mean, worst):
+    """Error over the best published variant, chosen anew at every number of calls, and over the third-best."""
+    accuracy, targets = bench("accuracy"), bench("targets")
+    fine = accuracy.on_target(target)["VPSDE"]
+    rows = accuracy.ours(fine, {"Adams": accuracy.SOLVERS["Adams"]}, targets.CALLS)
+    assert [row.calls for row in rows] == list(targets.CALLS)
+    first, third = (accuracy.ratios(target, rows, rank) for rank in (1, 3))
+    assert accuracy.geometric_mean(first.values()) < mean
+    assert max(third.values()) < worst
+
+
 def test_a_solver_as_good_as_the_third_best_peer_has_the_mean_ratio_one(bench):
     accuracy, calls = bench("accuracy"), bench("targets").CALLS
     third = [accuracy.Measured("third", n, n, rows[2][1]) for n, rows in bench("published").PUBLISHED["gmm16"].items()]

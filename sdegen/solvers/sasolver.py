@@ -15,6 +15,9 @@ from sdegen.solvers.grids import Grid, Layout, PowerGrid
 from sdegen.solvers.multistep import Multistep
 from sdegen.solvers.scheme import Row
 
+FEW_STEPS = 50
+"""Below it the mean log-density of its samples is off by 0.1 nats at 40 steps and by hundreds at 10."""
+
 
 @dataclass(frozen=True, eq=False)
 class SASolver(Multistep):
@@ -49,6 +52,8 @@ class SASolver(Multistep):
         _checks.whole("order", self.order, most=4)
         _checks.whole("corrector_order", self.corrector_order, least=0, most=4)
         _checks.real("eta", self.eta, 0)
+        if self.eta and self.grid is None and self.steps and self.steps < FEW_STEPS:
+            _checks.warn_of_few_steps(f"SASolver({self.steps})", FEW_STEPS, self.steps, stacklevel=3)
 
     @property
     def own_grid(self) -> Grid:

@@ -19,7 +19,6 @@ References:
 
 from __future__ import annotations
 
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
@@ -155,18 +154,8 @@ class SDESolver(Solver):
         """Ten steps of "srk" on ring8 cost 9 nats of mean log p, and 158 on sixteen dimensions, in silence."""
         noisy = bool(self.eta) or self.w is not None
         if self._scheme.calls == 2 and noisy and self.grid is None and self.steps and self.steps < FEW_STEPS:
-            warnings.warn(
-                f"SDESolver({self.method!r}, steps={self.steps}) takes steps too long for a scheme of two calls: its "
-                f"samples are far from the model. Take StochasticAdams({2 * self.steps}) at the same cost, at least "
-                f"{FEW_STEPS} steps, or a grid of your own.",
-                _checks.AccuracyWarning,
-                stacklevel=4,
-            )
-
-    @property
-    def differentiable(self) -> bool:
-        """See `Solver.differentiable`."""
-        return not self.adaptive
+            solver = f"SDESolver({self.method!r}, steps={self.steps})"
+            _checks.warn_of_few_steps(solver, FEW_STEPS, 2 * self.steps, stacklevel=4)
 
     @property
     def span(self) -> tuple[float, float] | None:

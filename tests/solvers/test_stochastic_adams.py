@@ -155,11 +155,15 @@ def test_too_few_steps_of_two_calls_are_warned_of():
     for method in ("srk", "midpoint", "heun", "log_ode"):
         with pytest.warns(sdegen.AccuracyWarning, match=f"'{method}', steps=5.*StochasticAdams\\(10\\)"):
             sdegen.SDESolver(method, 5)
+    with pytest.warns(sdegen.AccuracyWarning, match="SASolver\\(20\\).*at least 50 steps"):
+        sdegen.SASolver(20)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for quiet in (
             lambda: sdegen.SDESolver("srk", 15),
             lambda: sdegen.SDESolver("euler", 5),
+            lambda: sdegen.SASolver(50),
+            lambda: sdegen.SASolver(20, eta=0.0),
             lambda: sdegen.SDESolver("srk", 5, eta=0.0),
             lambda: sdegen.SDESolver("srk", 5, grid=sdegen.PowerGrid(4)),
         ):

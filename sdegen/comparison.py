@@ -210,7 +210,7 @@ def latents(x_T: object, least: int) -> Tensor:
 
 
 def _follows_the_ode(solver: Solver) -> bool:
-    return solver.solves_ode or getattr(solver, "eta", None) == 0
+    return solver.follows_ode
 
 
 def _built(solvers: object, calls: object) -> list[tuple[str, int, Solver]]:

@@ -209,7 +209,7 @@ def decode(
     return solve(
         model,
         z,
-        ode_solver(solver),
+        ode_solver(solver, both_ways=False),
         to="data",
         cond=cond,
         u=u,
@@ -286,11 +286,11 @@ def solve(
         return _solution(model, result, x.dtype)
 
 
-def ode_solver(solver: Solver | None) -> Solver:
-    """`solver`, which must solve the ODE, or the default."""
+def ode_solver(solver: Solver | None, both_ways: bool = True) -> Solver:
+    """`solver`, which must solve the ODE, both ways or to the data alone, or the default."""
     if solver is None:
         return LIKELIHOOD_SOLVER
-    if not getattr(solver, "solves_ode", False):
+    if not getattr(solver, "solves_ode" if both_ways else "follows_ode", False):
         raise TypeError(f"Only the ODE can be solved both ways: give Adams or an ODESolver, not {solver!r}.")
     return solver
 
@@ -304,7 +304,7 @@ def checked_result(result: object, solver: Solver) -> Result:
 
 def _check_solver(solver: object) -> None:
     if not isinstance(solver, Solver):
-        raise TypeError(f"solver must be a Solver, such as Adams(20), SDESolver('euler', 500) or Ancestral(1000), not {solver!r}.")
+        raise TypeError(f"solver must be a Solver, such as Adams(20) or SDESolver('euler', 500), and it is {solver!r}.")
 
 
 def _check_gradients(model: Model, solver: Solver, differentiable: bool, checkpoint_every: int | None) -> None:

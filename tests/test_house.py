@@ -29,7 +29,7 @@ LAYERS = [  # a file imports only from rows above its own
     {"_arguments"},
     {"solvers.noise", "solvers.divergence", "solvers.grids"},
     {"solvers.base"},
-    {"solvers.brownian", "solvers.rows", "solvers.loop", "solvers.engines"},
+    {"solvers.brownian", "solvers.persample", "solvers.loop", "solvers.engines"},
     {"solvers.ancestral", "solvers.scheme"},
     {"solvers.ode", "solvers.multistep", "solvers.onestep", "solvers.exponential", "solvers.renoised"},
     {"solvers.sde", "solvers.adams", "solvers.dpm", "solvers.unipc", "solvers.sasolver", "solvers.heun"},

@@ -40,8 +40,9 @@ class Adams(Multistep):
 
     Each step predicts with the polynomial through the last `order` slopes, and is corrected with the polynomial of one
     degree more as soon as the next slope is known. The polynomials are in the grid's own clock s(u), in which the slope
-    bends evenly, and their integrals over u are exact. The first steps use the answers there are. It goes both ways;
-    order 1 converges with order 2, the others with order 3, which the first steps set, and smaller constants.
+    bends evenly; their integrals over u are exact, to rounding where that clock is a power of u and to 1e-4 of a step
+    where a network's gain stretches it. The first steps use the answers there are. It goes both ways; order 1 converges
+    with order 2, the others with order 3, which the first steps set, and smaller constants.
 
     Args:
         steps: number of steps, and of network calls; may be left out with a tensor `grid`.
@@ -146,6 +147,11 @@ class StochasticAdams(Multistep):
         super().__post_init__()
         _checks.whole("order", self.order, most=2)
         _checks.real("eta", self.eta, 0)
+
+    @property
+    def follows_ode(self) -> bool:
+        """See `Solver.follows_ode`."""
+        return self.eta == 0
 
     @property
     def own_grid(self) -> Grid:

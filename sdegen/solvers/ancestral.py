@@ -222,6 +222,11 @@ class DDIM(_ChainSolver):
         super().__post_init__()
         _checks.real("eta", self.eta, 0, 1)
 
+    @property
+    def follows_ode(self) -> bool:
+        """See `Solver.follows_ode`."""
+        return self.eta == 0
+
     def _step(self, problem: Problem, chain: Chain) -> Step:
         model, cond, u_s = problem.model, problem.cond, chain.u[1:]
         if self.eta:

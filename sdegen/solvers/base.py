@@ -182,6 +182,11 @@ class Solver(ABC):
         """Carry `problem.y` from `problem.u_from` to `problem.u_to`."""
 
     @property
+    def follows_ode(self) -> bool:
+        """Whether it adds no noise, so that its end point is that of the ODE, if only on the way to the data."""
+        return self.solves_ode
+
+    @property
     def differentiable(self) -> bool:
         """Whether autograd passes through it, as `differentiable=True` needs: not where it chooses its own steps."""
         return True
@@ -203,8 +208,3 @@ class Solver(ABC):
 def _values(solver: Solver) -> list[object]:
     """The fields of a solver that is a dataclass, else all that it holds."""
     return [getattr(solver, f.name) for f in fields(solver)] if is_dataclass(solver) else [*vars(solver).values()]
-
-
-def joined(value: Tensor, divergence: Tensor) -> Tensor:
-    """The slope of a state whose last column integrates the divergence, (B, d + 1)."""
-    return torch.cat([value.flatten(1), divergence[:, None]], 1)

@@ -41,6 +41,7 @@ class DEIS(Multistep):
     order: int = 3
 
     asks = "noise"
+    follows_ode = True
     from_pure_noise = False
 
     def __post_init__(self) -> None:

@@ -62,7 +62,15 @@ def draw_probes(y: Tensor, trace: Hutchinson | None, generator: Generators) -> T
 def drift_and_divergence(
     model: Model, y: Tensor, query: Query, cond: Mapping[str, object], probes: Tensor, chunk: int = 1
 ) -> tuple[Tensor, Tensor]:
-    """The answer to `query` (B, *event) and its divergence (B,): one network call, and a product for every probe.
+    """The answer to `query` (B, *event) and its divergence (B,), see `with_divergence`."""
+    joined = with_divergence(model, y, query, cond, probes, chunk)
+    return joined[:, :-1].reshape(y.shape), joined[:, -1]
+
+
+def with_divergence(
+    model: Model, y: Tensor, query: Query, cond: Mapping[str, object], probes: Tensor, chunk: int = 1
+) -> Tensor:
+    """The answer to `query` and in a last column its divergence, (B, d + 1): one network call, a product for a probe.
 
     `chunk` products are taken in one backward pass.
     """
@@ -78,4 +86,4 @@ def drift_and_divergence(
         else:
             (product,) = torch.autograd.grad(value, y, z, retain_graph=not last, is_grads_batched=True)
         divergence += (product * z).flatten(-y.ndim + 1).sum(-1).reshape(-1, len(y)).sum(0)
-    return value.detach(), divergence
+    return torch.cat([value.detach().flatten(1), divergence[:, None]], 1)

@@ -66,6 +66,11 @@ class DPMSolver(Multistep):
             raise ValueError(f"DPMSolver with eta = {self.eta} is of order 1 or 2, not 3: the ODE alone has it.")
 
     @property
+    def follows_ode(self) -> bool:
+        """See `Solver.follows_ode`."""
+        return self.eta == 0
+
+    @property
     def own_grid(self) -> Grid:
         """See `Scheme.own_grid`."""
         return PowerGrid(4) if self.eta else PowerGrid(1.5)

@@ -2,7 +2,7 @@
 
     PowerGrid(p)             u = u_low + (u_high - u_low) s^p        s = 0 at the data end, 1 at the noise end
     PowerGrid(p, "t")        |t - t_data| likewise: PowerGrid(1, "t") is uniform in time, PowerGrid(2, "t") in sqrt(t)
-    KarrasGrid(rho)          u/(1-u) = sigma/alpha likewise, with p = rho, and a last step to clean data
+    KarrasGrid(rho)          (u/(1-u))^(1/rho) linear in s, log(u/(1-u)) at rho = inf, and a last step to clean data
     StretchedGrid(p, gain)   ds/du proportional to u^-p A(u)^gain, A the factor by which a network's error enters dy/du
     a tensor                 the knots themselves
 
@@ -35,7 +35,7 @@ TABLE = 512
 
 
 class Clock(NamedTuple):
-    """A grid's own clock between two ends: s(u), increasing from 0 at the lower, and its inverse, on float64 tensors.
+    """A grid's clock s(u) between two ends, increasing, up to an affine map, and its inverse, on float64 tensors.
 
     Attributes:
         s: u to s.
@@ -65,7 +65,17 @@ class Grid(ABC):
 
     @abstractmethod
     def lay(self, model: Model, high: float, low: float, steps: int) -> Layout:
-        """The steps + 1 knots from the clock `high` down to `low` of the model's path, and the clock s(u) if any."""
+        """The knots between two clocks of the model's path.
+
+        Args:
+            model: with its path, and its `gain`.
+            high: the upper clock, where the first knot lies.
+            low: the lower clock, where the last one lies.
+            steps: one less than the number of knots.
+
+        Returns:
+            the steps + 1 falling knots, their times, and the clock s(u) or None, in which `Adams` interpolates.
+        """
 
 
 @dataclass(frozen=True)
@@ -118,7 +128,7 @@ class KarrasGrid(Grid):
     Raises:
         TypeError: an argument of another type.
         ValueError: an argument that is not positive; later, a problem from pure noise (u = 1), where sigma/alpha is
-            infinite: start inside by u=(from, to).
+            infinite: start inside by u=(from, to); or one that starts below sigma_min.
 
     References:
         Elucidating the Design Space of Diffusion-Based Generative Models, Karras et al., 2022, arXiv:2206.00364.
@@ -138,12 +148,16 @@ class KarrasGrid(Grid):
             raise ValueError(
                 f"{self!r} starts at u = 1, where sigma/alpha is infinite; start inside, such as by u=(0.99, {low:g})."
             )
-        least, last = self.sigma_min / (1 + self.sigma_min), low
-        extra = int(low < least < high and steps > 1)  # a step from sigma_min to the data end
-        lowest = least if extra or steps == 1 else low  # the end of a single step is put right by `lay`
-        top, bottom = (self._scale(torch.tensor(u, dtype=torch.float64)) for u in (high, lowest))
-        u = self._clock(bottom + (top - bottom) * _falling(steps - extra))
-        u = torch.cat([u, u.new_tensor([last])]) if extra else u
+        least = self.sigma_min / (1 + self.sigma_min)
+        if low < high <= least:
+            raise ValueError(
+                f"{self!r} has its last knot but one at u = {least:g}, above the start at {high:g}: lower sigma_min."
+            )
+        extra = int(low < least)  # a step from sigma_min to the data end
+        ends = torch.tensor([high, least if extra else low], dtype=torch.float64)
+        top, bottom = self._scale(ends)
+        u = self._clock(bottom + (top - bottom) * _falling(max(steps - extra, 1)))[: steps + 1 - extra]
+        u = torch.cat([u, u.new_tensor([low])]) if extra else u
         finite = self.rho != math.inf or low > 0
         return Layout(u, model.path.time(u.clamp(low, high)), Clock(self._scale, self._clock) if finite else None)
 
@@ -162,9 +176,9 @@ class KarrasGrid(Grid):
 class StretchedGrid(Grid):
     """Knots uniform in a clock stretched where the solution bends, but for half steps at both ends.
 
-        ds/du proportional to u^-p A(max(u, 1/2))^gain        A = `Model.gain`, how an error of the network enters dy/du
+        ds/du proportional to u^-p A(u)^gain        A = `Model.gain`, below 1/2 that at 1/2, or at the upper end
 
-    A network that predicts eps has A = 1/(1-u): its errors are multiplied by 158 at the noise end of VP, and a step
+    A network that predicts eps has A = 1/(1-u): its errors are multiplied by 153 at the noise end of VP, and a step
     there must be short. Exact models and the velocity of `CondOT` have a constant A, and s is u^(1-p).
 
     Args:
@@ -207,7 +221,8 @@ class StretchedGrid(Grid):
             A = A.nan_to_num(posinf=float(A[A.isfinite()].max()))  # a singular end is refused by the query there
             q = u**power
             s = torch.cat([q.new_zeros(1), torch.cumsum(0.5 * (A[1:] + A[:-1]) * torch.diff(q), 0)])
-            return u, q, A / s[-1], torch.diff(A) / torch.diff(q) / s[-1], s / s[-1]
+            bend = (torch.diff(A) / torch.diff(q)).nan_to_num(0.0, 0.0, 0.0)  # knots of tiny intervals may coincide
+            return u, q, A / s[-1], bend / s[-1], s / s[-1]
 
         def to_s(at: Tensor) -> Tensor:
             u, q, A, bend, s = table()
@@ -247,7 +262,9 @@ def check_grid(grid: object, steps: int | None) -> None:
     if isinstance(grid, Grid):
         return
     if not isinstance(grid, Tensor):
-        raise TypeError(f"grid must be a PowerGrid or a tensor of u, and {grid!r} is {type(grid).__name__}.")
+        raise TypeError(
+            f"grid must be a Grid, such as PowerGrid(2), or a tensor of u, and {grid!r} is {type(grid).__name__}."
+        )
     gaps = torch.diff(grid.double()) if grid.ndim == 1 and grid.is_floating_point() else grid.new_zeros(0)
     monotone = len(gaps) > 0 and bool((gaps > 0).all() or (gaps < 0).all())
     if not monotone or not bool(((grid >= 0) & (grid <= 1)).all()):
@@ -279,10 +296,25 @@ def lay(grid: Grid | Tensor, model: Model, u_from: float, u_to: float, steps: in
         laid = Layout(u, path.time(u), StretchedGrid().clock(model, high, low))
     else:
         laid = grid.lay(model, high, low, steps)
-    u, t, clock = laid
+    u, t, clock = _checked(laid, grid, steps, high, low)
     u[0], u[-1] = high, low
     t[0], t[-1] = (_end_time(path, end) for end in (high, low))
-    return laid if u_from > u_to else Layout(u.flip(0), t.flip(0), clock)
+    return Layout(u, t, clock) if u_from > u_to else Layout(u.flip(0), t.flip(0), clock)
+
+
+def _checked(laid: object, grid: object, steps: int, high: float, low: float) -> Layout:
+    """A copy of what a grid laid, after a ValueError unless it is steps + 1 falling knots between the ends."""
+    if not isinstance(laid, Layout) or not all(isinstance(n, Tensor) and n.ndim == 1 for n in laid[:2]):
+        raise TypeError(f"lay of {grid!r} must return a Layout(u, t, clock) of 1-D tensors, and it gave {laid!r}.")
+    u, t = (n.detach().to("cpu", torch.float64).clone() for n in laid[:2])
+    near = 1e-6
+    ends = len(u) == len(t) == steps + 1 and abs(float(u[0]) - high) <= near and abs(float(u[-1]) - low) <= near
+    if not (ends and bool((torch.diff(u) < 0).all())):
+        raise ValueError(
+            f"{grid!r} must lay {steps + 1} knots, each below the one before, from u = {high} to {low}, each with its "
+            f"time, and it laid u = {u.tolist()}, t = {t.tolist()}."
+        )
+    return Layout(u, t, laid.clock)
 
 
 def _end_time(path: GaussianPath, u: float) -> float:

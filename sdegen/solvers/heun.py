@@ -35,6 +35,7 @@ class Heun(OneStep):
     """
 
     asks = "noise"
+    follows_ode = True
     from_pure_noise = False
 
     @property

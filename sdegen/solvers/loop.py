@@ -11,8 +11,8 @@ from torch.utils.checkpoint import checkpoint
 
 from sdegen import _checks
 from sdegen._shapes import like
-from sdegen.solvers.base import Problem, Result, joined
-from sdegen.solvers.divergence import drift_and_divergence
+from sdegen.solvers.base import Problem, Result
+from sdegen.solvers.divergence import with_divergence
 from sdegen.solvers.noise import normals_of_step
 
 CHECK_EVERY = 32
@@ -56,9 +56,7 @@ class _Asking:
         self.calls += 1
         if problem.probes is None:
             return problem.model.estimate(y, query, problem.cond)
-        return joined(
-            *drift_and_divergence(problem.model, problem.event(y), query, problem.cond, problem.probes, problem.chunk)
-        )
+        return with_divergence(problem.model, problem.event(y), query, problem.cond, problem.probes, problem.chunk)
 
 
 @overload

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from itertools import pairwise, zip_longest
 
 from sdegen.solvers.grids import Layout
-from sdegen.solvers.scheme import Move, Row, Scheme
+from sdegen.solvers.scheme import Move, Row, Scheme, check_row
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +45,6 @@ class Multistep(Scheme):
 
     Attributes:
         asks: "slope", "data" or "noise", which answer m is.
-        both_ways: whether a scheme that solves the ODE also goes from the data to noise.
         from_pure_noise: whether it can start at u = 1, where the log-SNR is infinite.
 
     Raises:
@@ -63,17 +62,29 @@ class Multistep(Scheme):
 
     def moves(self, knots: Layout) -> list[Move]:
         """See `Scheme.moves`."""
-        rows = joined_rows(self.predictor(knots), self.corrector(knots))
-        return [
-            Move([u], [row], kept) for u, row, kept in zip(knots.u.tolist(), rows, answers_kept(rows), strict=False)
-        ]
+        steps, name = len(knots.u) - 1, type(self).__name__
+        predicted, corrected = self.predictor(knots), self.corrector(knots)
+        checked_rows(f"{name}.predictor", predicted, (steps,), ahead=0)
+        checked_rows(f"{name}.corrector", corrected, (0, steps - 1), ahead=1)
+        rows = joined_rows(predicted, corrected)
+        asked = knots.u[:-1].tolist()
+        return [Move([u], [row], kept) for u, row, kept in zip(asked, rows, answers_kept(rows), strict=True)]
+
+
+def checked_rows(name: str, rows: object, numbers: Sequence[int], ahead: int) -> None:
+    """A ValueError unless there are as many rows as one of `numbers` says, each for the answers that are known."""
+    if not isinstance(rows, Sequence) or len(rows) not in numbers or not all(isinstance(row, Row) for row in rows):
+        got = f"{len(rows)} of {[type(row).__name__ for row in rows[:3]]}" if isinstance(rows, Sequence) else repr(rows)
+        raise ValueError(f"{name} must give {' or '.join(map(str, numbers))} rows, each a Row, and it gave {got}.")
+    for k, row in enumerate(rows):
+        check_row(f"Row {k} of {name}", row, most=k + 1 + ahead)
 
 
 def joined_rows(predicted: Sequence[Row], corrected: Sequence[Row]) -> list[Row]:
     """The rows of a predictor, each after the correction of the step before it."""
     rows = [predicted[0]]
     for k, (before, after) in enumerate(pairwise(predicted)):
-        if k >= len(corrected):
+        if not corrected:
             rows.append(after)
             continue
         keep, weights, _ = corrected[k]

@@ -6,9 +6,9 @@ u itself, with the clock clamped to the interval, the last step set to land on i
 
     max over samples of max( RMS of the scaled error of y, |scaled error of the log-density| )
 
-so that a sample's accuracy does not depend on its batch-mates; with steps_for="sample" nothing of it does, rows.py.
-torchdiffeq guards itself with assertions, which vanish
-under `python -O`: everything that could run for ever is counted and raised here.
+so that a sample's accuracy does not depend on its batch-mates; with steps_for="sample" nothing of it does
+(persample.py). torchdiffeq guards itself with assertions, which vanish under `python -O`: everything that could run for
+ever is counted and raised here.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from sdegen import _checks
 from sdegen._checks import NonFiniteError
 from sdegen._shapes import event_size
 from sdegen.models.base import Query
-from sdegen.solvers.base import Problem, Result, Solver, joined
-from sdegen.solvers.divergence import drift_and_divergence
+from sdegen.solvers.base import Problem, Result, Solver
+from sdegen.solvers.divergence import with_divergence
 from sdegen.solvers.engines import estimate_of, plan_stages, raised_inside
 from sdegen.solvers.grids import Grid, PowerGrid, check_grid, span_of, steps_on
 from sdegen.solvers.loop import CHECK_EVERY
-from sdegen.solvers.rows import PAIRS, RowSteps
+from sdegen.solvers.persample import PAIRS, SampleSteps, check_tolerance, sample_norm
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ class ODESolver(Solver):
         """Integrate `problem`: used by `sdegen.solve` and `sdegen.log_prob`."""
         if self.steps_for == "sample":
             atol = self.rtol if self.atol is None else self.atol
-            rows = RowSteps(problem, self.method, self.rtol, atol, self.max_steps, repr(self))
+            rows = SampleSteps(problem, self.method, self.rtol, atol, self.max_steps, repr(self))
             with problem.bar(None) as step_done:
                 rows.start()
                 while rows.left:
@@ -221,8 +221,7 @@ class _RightHandSide(ABC):
         self.calls += 1
         if problem.probes is None:
             return self.estimate(state, query, problem.cond)
-        y = problem.event(state)
-        return joined(*drift_and_divergence(problem.model, y, query, problem.cond, problem.probes, problem.chunk))
+        return with_divergence(problem.model, problem.event(state), query, problem.cond, problem.probes, problem.chunk)
 
     def result(self, state: Tensor) -> Result:
         """What the solve came to, from its final state."""
@@ -275,8 +274,7 @@ class _AnyTime(_RightHandSide):
     def __init__(self, solver: ODESolver, problem: Problem):
         super().__init__(solver, problem)
         atol = solver.rtol if solver.atol is None else solver.atol
-        if solver.rtol + atol < 4 * torch.finfo(problem.y.dtype).eps:
-            raise ValueError(f"{solver!r} asks for more than {problem.y.dtype} states can hold; loosen rtol and atol.")
+        check_tolerance(repr(solver), solver.rtol + atol, problem.y.dtype)
         ends = torch.tensor([problem.u_from, problem.u_to], dtype=torch.float64)
         # planned here, so that a singular end is refused before any network call
         self._at_ends = self._planned(ends)
@@ -342,10 +340,7 @@ class _AnyTime(_RightHandSide):
         if self._solver.norm == "batch":
             self._ratio = scaled.square().mean().sqrt().expand(len(scaled))
             return self._ratio[0]
-        size = event_size(self.problem.y.shape)
-        scaled = scaled.flatten(1)
-        rms = scaled[:, :size].square().mean(1).sqrt()
-        self._ratio = torch.maximum(rms, scaled[:, size].abs()) if scaled.shape[1] > size else rms
+        self._ratio = sample_norm(scaled, event_size(self.problem.y.shape))
         return self._ratio.max()
 
     def callback_step(self, u: Tensor, state: Tensor, du: Tensor) -> None:

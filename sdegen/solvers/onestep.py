@@ -16,7 +16,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from sdegen.solvers.grids import Layout
-from sdegen.solvers.scheme import Move, Row, Scheme
+from sdegen.solvers.scheme import Move, Row, Scheme, check_row
 
 
 class Stage(NamedTuple):
@@ -49,7 +49,6 @@ class OneStep(Scheme):
 
     Attributes:
         asks: "slope", "data" or "noise", which answer m is.
-        both_ways: whether a scheme that solves the ODE also goes from the data to noise.
         from_pure_noise: whether it can start at u = 1, where the log-SNR is infinite.
 
     Raises:
@@ -63,5 +62,16 @@ class OneStep(Scheme):
 
     def moves(self, knots: Layout) -> list[Move]:
         """See `Scheme.moves`."""
-        steps = [(u, self.stages(u, v)) for u, v in pairwise(knots.u.tolist())]
+        steps = [(u, self._checked_stages(u, v)) for u, v in pairwise(knots.u.tolist())]
         return [Move([u, *(stage.u for stage in stages[:-1])], [stage.row for stage in stages]) for u, stages in steps]
+
+    def _checked_stages(self, u: float, v: float) -> Sequence[Stage]:
+        """`stages`, after a ValueError unless there is one, the last at v, each of rows for the answers so far."""
+        stages, name = self.stages(u, v), f"{type(self).__name__}.stages"
+        if not (isinstance(stages, Sequence) and stages and all(isinstance(stage, Stage) for stage in stages)):
+            raise ValueError(f"{name} must give at least one Stage from u = {u} to {v}, and it gave {stages!r}.")
+        if stages[-1].u != v:
+            raise ValueError(f"The last stage of {name} must lie at u = {v}, and it lies at {stages[-1].u}.")
+        for j, stage in enumerate(stages):
+            check_row(f"Stage {j} of {name}", stage.row, most=j + 1)
+        return stages

@@ -56,6 +56,11 @@ class SASolver(Multistep):
             _checks.warn_of_few_steps(f"SASolver({self.steps})", FEW_STEPS, self.steps, stacklevel=3)
 
     @property
+    def follows_ode(self) -> bool:
+        """See `Solver.follows_ode`."""
+        return self.eta == 0
+
+    @property
     def own_grid(self) -> Grid:
         """See `Scheme.own_grid`."""
         return PowerGrid(4)

@@ -8,8 +8,9 @@ schemes have in common stands here: options, the grid, what they cannot do, and 
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from typing import ClassVar, NamedTuple
@@ -20,8 +21,8 @@ from torch import Tensor
 from sdegen import _checks
 from sdegen.models.base import Query
 from sdegen.paths.gaussian import GaussianPath
-from sdegen.solvers.base import Problem, Result, Solver, joined
-from sdegen.solvers.divergence import drift_and_divergence
+from sdegen.solvers.base import Problem, Result, Solver
+from sdegen.solvers.divergence import with_divergence
 from sdegen.solvers.grids import Grid, Layout, PowerGrid, check_grid, span_of, steps_on
 from sdegen.solvers.loop import Ask, Memory, march
 
@@ -45,6 +46,15 @@ class Row(NamedTuple):
     keep: float
     weights: Sequence[float]
     std: float = 0.0
+
+
+def check_row(name: str, row: Row, most: int) -> None:
+    """A ValueError unless a row holds finite numbers, no negative std, and weights for at most `most` answers."""
+    weights = row.weights if isinstance(row.weights, Sequence) else [math.nan]
+    if len(weights) > most:
+        raise ValueError(f"{name} weighs {len(weights)} answers, and only {most} are known there: {row}.")
+    if not all(math.isfinite(n) for n in (row.keep, *weights, row.std)) or row.std < 0:
+        raise ValueError(f"{name} must hold finite numbers and no negative std, and it is {row}.")
 
 
 class Move(NamedTuple):
@@ -72,7 +82,6 @@ class Scheme(Solver):
 
     Attributes:
         asks: "slope", "data" or "noise", which answer m is.
-        both_ways: whether a scheme that solves the ODE also goes from the data to noise.
         from_pure_noise: whether it can start at u = 1, where the log-SNR is infinite.
 
     Raises:
@@ -85,7 +94,6 @@ class Scheme(Solver):
     grid: Grid | Tensor | None = None
 
     asks: ClassVar[str] = "slope"
-    both_ways: ClassVar[bool] = True
     from_pure_noise: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -95,6 +103,7 @@ class Scheme(Solver):
             check_grid(self.grid, self.steps)
         if self.steps is None and not isinstance(self.grid, Tensor):
             raise ValueError(f"{type(self).__name__} needs steps, the number of steps.")
+        _checks.choice("answer to ask for", self.asks, ANSWERS)
 
     @property
     def span(self) -> tuple[float, float] | None:
@@ -114,6 +123,8 @@ class Scheme(Solver):
         """Integrate `problem`: used by `sdegen.solve` and, for a scheme of slopes, by `sdegen.log_prob`."""
         knots = self.laid(problem)
         moves = self.moves(knots)
+        if self.solves_ode and any(move.rows[-1].std for move in moves):
+            raise ValueError(f"{type(self).__name__} solves the ODE, as its solves_ode says, and its rows add noise.")
         result = march(problem, knots.u, knots.t, stepping(self, problem, knots.u, knots.t, moves), memory=())
         result.calls = calls_of(moves)
         return result
@@ -121,7 +132,7 @@ class Scheme(Solver):
     def laid(self, problem: Problem) -> Layout:
         """The knots of `problem`, after a ValueError if the scheme cannot solve it."""
         name = type(self).__name__
-        if problem.u_to > problem.u_from and not (self.both_ways and self.solves_ode):
+        if problem.u_to > problem.u_from and not self.solves_ode:
             raise ValueError(f"{name} runs from noise to data; use Adams or an ODESolver towards noise.")
         if problem.probes is not None and self.asks != "slope":
             raise ValueError(
@@ -139,7 +150,8 @@ def stepping(scheme: Scheme, problem: Problem, u: Tensor, t: Tensor, moves: Sequ
     """The step of `march` from knot to knot, its questions planned and its numbers moved at once."""
     if any(move.rows[-1].std for move in moves):
         problem.model.needs_score(type(scheme).__name__)
-    queries, answer, cond = _planned(scheme, problem, u, t, moves), answering(problem), problem.cond
+    queries = _planned(scheme, problem, u, t, moves)
+    answer = _answering(problem)
     levels = torch.tensor([move.rows[-1].std for move in moves], dtype=torch.float64).to(problem.y).unbind(0)
     std = [level if move.rows[-1].std else None for level, move in zip(levels, moves, strict=True)]
 
@@ -147,7 +159,7 @@ def stepping(scheme: Scheme, problem: Problem, u: Tensor, t: Tensor, moves: Sequ
         _, rows, kept = moves[k]
         state = y if queries[k] else moved(rows[0], y, ())
         for row, query in zip(rows, queries[k], strict=bool(queries[k])):
-            memory = (answer(state, query, cond), *memory)
+            memory = (answer(state, query), *memory)
             state = moved(row, y, memory)
         return (state, std[k]), memory[:kept]
 
@@ -187,14 +199,9 @@ def moved(row: Row, y: Tensor, answers: Sequence[Tensor]) -> Tensor:
     return y
 
 
-def answering(problem: Problem) -> Callable[[Tensor, Query, Mapping[str, object]], Tensor]:
+def _answering(problem: Problem) -> Callable[[Tensor, Query], Tensor]:
     """How the model is asked about a state: with the divergence in the last column where that is wanted."""
-    if problem.probes is None:
-        return problem.model.estimate
-    return partial(_with_divergence, problem, problem.probes)
-
-
-def _with_divergence(
-    problem: Problem, probes: Tensor, state: Tensor, query: Query, cond: Mapping[str, object]
-) -> Tensor:
-    return joined(*drift_and_divergence(problem.model, problem.event(state), query, cond, probes, problem.chunk))
+    model, cond, probes = problem.model, problem.cond, problem.probes
+    if probes is None:
+        return partial(model.estimate, cond=cond)
+    return lambda state, query: with_divergence(model, problem.event(state), query, cond, probes, problem.chunk)

@@ -151,11 +151,21 @@ class SDESolver(Solver):
             raise ValueError(f"The SDE method {self.method!r} needs steps, the number of steps.")
 
     def _warn_of_few_steps(self) -> None:
-        """Ten steps of "srk" on ring8 cost 9 nats of mean log p, and 158 on sixteen dimensions, in silence."""
+        """Warn of few steps of two calls: five of "srk" cost 9 nats of mean log p on eight modes in the plane."""
         noisy = bool(self.eta) or self.w is not None
         if self._scheme.calls == 2 and noisy and self.grid is None and self.steps and self.steps < FEW_STEPS:
             solver = f"SDESolver({self.method!r}, steps={self.steps})"
             _checks.warn_of_few_steps(solver, FEW_STEPS, 2 * self.steps, stacklevel=4)
+
+    @property
+    def follows_ode(self) -> bool:
+        """See `Solver.follows_ode`."""
+        return self.eta == 0 and self.w is None
+
+    @property
+    def differentiable(self) -> bool:
+        """See `Solver.differentiable`."""
+        return not self.adaptive
 
     @property
     def span(self) -> tuple[float, float] | None:

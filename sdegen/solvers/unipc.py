@@ -40,6 +40,7 @@ class UniPC(Multistep):
     order: int = 2
 
     asks = "data"
+    follows_ode = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torchdiffeq._impl.odeint import SOLVERS
 
 import sdegen
-from sdegen.solvers.rows import PAIRS
+from sdegen.solvers.persample import PAIRS
 
 STAGES = {"dopri5": 6, "dopri8": 13}
 OUTLIERS = torch.tensor([[100.0, 0.0], [0.0, -100.0], [70.0, 70.0]], dtype=torch.float64)
@@ -40,7 +40,7 @@ class Recorder(nn.Module):
 
 @both_pairs
 def test_the_last_slope_of_a_step_is_the_first_of_the_next(method):
-    """What RowSteps takes for granted: the last stage stands at the new state, at the end of the step."""
+    """What SampleSteps takes for granted: the last stage stands at the new state, at the end of the step."""
     table = SOLVERS[method].tableau
     assert table.alpha[-1] == 1
     assert table.c_sol[-1] == 0

@@ -29,8 +29,8 @@ from torchdiffeq._impl.odeint import SOLVERS
 from sdegen._checks import NonFiniteError
 from sdegen._shapes import event_size, like
 from sdegen.models.base import Plan, Query
-from sdegen.solvers.base import Problem, Result, joined
-from sdegen.solvers.divergence import drift_and_divergence
+from sdegen.solvers.base import Problem, Result
+from sdegen.solvers.divergence import with_divergence
 
 PAIRS = ("dopri5", "dopri8")
 """The methods whose last slope is that at the new state."""
@@ -77,7 +77,7 @@ class _Trial(NamedTuple):
     ratio: Tensor
 
 
-class RowSteps:
+class SampleSteps:
     """One adaptive solve with steps for every sample: `start`, then `settle(attempt())` while there are any `left`.
 
     Args:
@@ -226,14 +226,13 @@ class RowSteps:
         self._calls += 1
         if problem.probes is None:
             return problem.model.estimate(state, query, problem.cond)
-        y = problem.event(state)
-        return joined(*drift_and_divergence(problem.model, y, query, problem.cond, problem.probes, problem.chunk))
+        return with_divergence(problem.model, problem.event(state), query, problem.cond, problem.probes, problem.chunk)
 
     def _norm(self, scaled: Tensor) -> Tensor:
-        return row_norm(scaled, event_size(self._whole.y.shape))
+        return sample_norm(scaled, event_size(self._whole.y.shape))
 
 
-def row_norm(scaled: Tensor, size: int) -> Tensor:
+def sample_norm(scaled: Tensor, size: int) -> Tensor:
     """max(RMS of the event, |log-density part|) of errors over their tolerance, (B, *event) or (B, size + 1): (B,)."""
     scaled = scaled.flatten(1)
     rms = scaled[:, :size].square().mean(1).sqrt()

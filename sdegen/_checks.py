@@ -218,7 +218,8 @@ def same(a: object, b: object) -> bool:
     """Equality of two fields of a value, of which tensors are equal if their dtypes, shapes and numbers are."""
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         return a.dtype is b.dtype and a.device == b.device and torch.equal(a, b)
-    return type(a) is type(b) and bool(a == b)
+    numbers = all(isinstance(n, (int, float)) and not isinstance(n, bool) for n in (a, b))
+    return (numbers or type(a) is type(b)) and bool(a == b)
 
 
 def finite_state(y: Tensor, u: float) -> None:

@@ -35,9 +35,9 @@ from sdegen.paths.gaussian import GaussianPath
 
 Cond = Mapping[str, object] | None
 Number = Tensor | float
-Row = tuple[Number, Number, Number]
+Coefficients = tuple[Number, Number, Number]
 
-PREDICTIONS: dict[str, Callable[[GaussianPath, Tensor, Tensor, Tensor], Row]] = {
+PREDICTIONS: dict[str, Callable[[GaussianPath, Tensor, Tensor, Tensor], Coefficients]] = {
     "eps": lambda path, t, alpha, sigma: (0.0, 1.0, 1.0),
     "score": lambda path, t, alpha, sigma: (0.0, 1.0, -sigma),
     "data": lambda path, t, alpha, sigma: (1.0, 0.0, 1.0),
@@ -196,9 +196,9 @@ class Model(nn.Module, ABC):
         """
 
     def gain(self, u: Tensor) -> Tensor:
-        """How many times an error of the network's answer enters the slope dy/du = eps_hat - x_hat at the clocks `u`.
+        """How many times an error of the network's answer, relative to sqrt(a^2 + b^2), enters dy/du = eps_hat - x_hat.
 
-            sqrt(a^2 + b^2) / |(1-u) b - u a|         for a network that predicts a x + b eps
+            sqrt(a^2 + b^2) / |(1-u) b - u a|         for a network that predicts a x + b eps, where that is finite
 
         1/(1-u) for eps, 1/u for data, sqrt(2) for the velocity of `CondOT`: it decides where `Adams` steps.
 

@@ -90,6 +90,10 @@ class GaussianMixture:
         self._cast: dict[tuple[torch.dtype, torch.device], Components] = {}
         self._isotropic: dict[tuple[torch.dtype, torch.device], Isotropic | None] = {}
 
+    def __getstate__(self) -> dict[str, object]:
+        """Without the tables that are cast and computed when first asked for."""
+        return {**vars(self), "_cast": {}, "_isotropic": {}}
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}({len(self._means)} components, event {self.event_shape})"
 

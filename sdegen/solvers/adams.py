@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from sdegen import _checks
-from sdegen.solvers.grids import Clock, Grid, Layout, PowerGrid, StretchedGrid
+from sdegen.solvers.grids import Grid, Layout, PowerGrid, Stretch, StretchedGrid
 from sdegen.solvers.multistep import Multistep
 from sdegen.solvers.scheme import Row
 
@@ -31,7 +31,8 @@ NODES = 20
 def _quadrature() -> tuple[Tensor, Tensor]:
     """Nodes and weights on [0, 1], float64."""
     x, weights = np.polynomial.legendre.leggauss(NODES)
-    return torch.from_numpy(0.5 * (x + 1)), torch.from_numpy(0.5 * weights)
+    with torch.inference_mode(False):  # they are kept for every later solve
+        return torch.from_numpy(0.5 * (x + 1)), torch.from_numpy(0.5 * weights)
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +69,7 @@ class Adams(Multistep):
 
     @property
     def own_grid(self) -> Grid:
-        """See `Multistep.own_grid`."""
+        """See `Scheme.own_grid`."""
         return StretchedGrid()
 
     def predictor(self, knots: Layout) -> list[Row]:
@@ -80,15 +81,17 @@ class Adams(Multistep):
         return _exact(knots.u, self._clock(knots), self._order(knots) + 1, ahead=1)
 
     def _order(self, knots: Layout) -> int:
+        """The order that was asked for, or the one that serves so many steps best."""
         return self.order or sum(len(knots.u) - 1 >= least for least in (1, 5, 15, 30))
 
-    def _clock(self, knots: Layout) -> Clock:
+    def _clock(self, knots: Layout) -> Stretch:
+        """The grid's clock, after a ValueError if it has none."""
         if knots.clock is None:
             raise ValueError(f"Adams needs a grid whose clock s(u) is finite at both ends, unlike {self.grid!r}.")
         return knots.clock
 
 
-def _moments(u: Tensor, s: Tensor, clock: Clock, count: int) -> Tensor:
+def _moments(u: Tensor, s: Tensor, clock: Stretch, count: int) -> Tensor:
     """The integrals over u of xi^i, i < count, xi rising from 0 to 1 with s over every step, (N, count).
 
     By parts they are i times the integral over xi of xi^(i-1) (u_{k+1} - u(xi)), which needs no slope of the clock. The
@@ -101,7 +104,7 @@ def _moments(u: Tensor, s: Tensor, clock: Clock, count: int) -> Tensor:
     return torch.stack([torch.diff(u), *(i * (rest * xi ** (i - 1)).sum(1) for i in range(1, count))], 1)
 
 
-def _exact(u: Tensor, clock: Clock, most: int, ahead: int) -> list[Row]:
+def _exact(u: Tensor, clock: Stretch, most: int, ahead: int) -> list[Row]:
     """Rows exact for polynomials in s of degree below `most`, from the knot `ahead` of a step's first one backwards."""
     s, steps, rows = clock.s(u), len(u) - 1 - ahead, list[Row]()
     moments = _moments(u, s, clock, most)
@@ -155,7 +158,7 @@ class StochasticAdams(Multistep):
 
     @property
     def own_grid(self) -> Grid:
-        """See `Multistep.own_grid`."""
+        """See `Scheme.own_grid`."""
         return PowerGrid(4)
 
     def predictor(self, knots: Layout) -> list[Row]:

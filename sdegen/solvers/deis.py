@@ -10,8 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sdegen import _checks
-from sdegen.solvers.dpm import ramped
-from sdegen.solvers.exponential import noise_rows
+from sdegen.solvers.exponential import FEW, noise_rows, ramped
 from sdegen.solvers.grids import Grid, Layout, PowerGrid
 from sdegen.solvers.multistep import Multistep
 from sdegen.solvers.scheme import Row
@@ -55,4 +54,4 @@ class DEIS(Multistep):
 
     def predictor(self, knots: Layout) -> list[Row]:
         """See `Multistep.predictor`."""
-        return noise_rows(knots.u, ramped(len(knots.u) - 1, self.order))
+        return noise_rows(knots.u, ramped(len(knots.u) - 1, self.order, FEW))

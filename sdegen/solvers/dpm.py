@@ -1,10 +1,10 @@
 """DPM-Solver++ of several steps, for the ODE and for the SDE: x_hat under an exponential integral in l.
 
 With the letters of exponential.py, D_1 = (h/h_1)(m_0 - m_1), h_1 the length of the step before, and D_2 the second
-divided difference times h^2,
+divided difference of m over l times h^2,
 
     order 1    X = mu_0 m_0                                      DDIM at eta = 0, the posterior chain at eta = 1
-    order 2    X = mu_0 (m_0 + D_1 / 2)                          the slope of x_hat at the middle of the step
+    order 2    X = mu_0 (m_0 + D_1 / 2)                          x_hat at the middle of the step
     order 3    X = mu_0 m_0 + mu_1 (D_1 + (h_1/h) D_2) + (mu_2/2) D_2
 
 The published order 3 weighs the second difference by half of its integral mu_2, and every implementation follows it:
@@ -16,18 +16,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from sdegen import _checks
-from sdegen.solvers.exponential import data_rows, midpoint_moments
+from sdegen.solvers.exponential import FEW, data_rows, midpoint_moments, ramped
 from sdegen.solvers.grids import Grid, Layout, PowerGrid
 from sdegen.solvers.multistep import Multistep
 from sdegen.solvers.scheme import Row
-
-FEW = 15
-"""Below so many steps the last two fall to orders 2 and 1."""
-
-
-def ramped(steps: int, order: int) -> list[int]:
-    """Answers that each step uses: one more at every step, and fewer at the end of a short solve."""
-    return [min(order, k + 1, steps - k if steps < FEW else order) for k in range(steps)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +69,7 @@ class DPMSolver(Multistep):
 
     def predictor(self, knots: Layout) -> list[Row]:
         """See `Multistep.predictor`."""
-        return data_rows(knots.u, ramped(len(knots.u) - 1, self.order), _moments, self.eta)
+        return data_rows(knots.u, ramped(len(knots.u) - 1, self.order, FEW), _moments, self.eta)
 
 
 def _moments(x: float, count: int) -> list[float]:

@@ -14,6 +14,10 @@ in which answers they take, and in a moment mu_i that they replace by a simpler 
 
 An answer at pure noise lies infinitely far away in l: it says nothing about the bend of x_hat, and is left out. A step
 of infinite length, from pure noise or to clean data, leans on its newest answer alone.
+
+References:
+    DPM-Solver: A Fast ODE Solver for Diffusion Probabilistic Model Sampling in Around 10 Steps, Lu et al., 2022,
+        arXiv:2206.00927.
 """
 
 from __future__ import annotations
@@ -30,6 +34,15 @@ from sdegen.solvers.scheme import Row
 
 Moments = Callable[[float, int], list[float]]
 """(x, n) to mu_0 ... mu_(n-1)."""
+
+
+FEW = 15
+"""Steps, below which the last two of DPM-Solver++ and DEIS fall to orders 2 and 1."""
+
+
+def ramped(steps: int, order: int, few: float = math.inf) -> list[int]:
+    """Answers that each step uses: one more at every step and, of fewer than `few` steps, one less at the end."""
+    return [min(order, k + 1, steps - k if steps < few else order) for k in range(steps)]
 
 
 def half_log_snr(u: Tensor) -> list[float]:

@@ -34,7 +34,7 @@ TABLE = 512
 """Pieces of the table behind a StretchedGrid's clock."""
 
 
-class Clock(NamedTuple):
+class Stretch(NamedTuple):
     """A grid's clock s(u) between two ends, increasing, up to an affine map, and its inverse, on float64 tensors.
 
     Attributes:
@@ -57,7 +57,7 @@ class Layout(NamedTuple):
 
     u: Tensor
     t: Tensor
-    clock: Clock | None
+    clock: Stretch | None
 
 
 class Grid(ABC):
@@ -159,7 +159,7 @@ class KarrasGrid(Grid):
         u = self._clock(bottom + (top - bottom) * _falling(max(steps - extra, 1)))[: steps + 1 - extra]
         u = torch.cat([u, u.new_tensor([low])]) if extra else u
         finite = self.rho != math.inf or low > 0
-        return Layout(u, model.path.time(u.clamp(low, high)), Clock(self._scale, self._clock) if finite else None)
+        return Layout(u, model.path.time(u.clamp(low, high)), Stretch(self._scale, self._clock) if finite else None)
 
     def _scale(self, u: Tensor) -> Tensor:
         """(sigma/alpha)^(1/rho), or its logarithm."""
@@ -207,7 +207,7 @@ class StretchedGrid(Grid):
         u = clock.u(s)
         return Layout(u, model.path.time(u.clamp(low, high)), clock)
 
-    def clock(self, model: Model, high: float, low: float) -> Clock:
+    def clock(self, model: Model, high: float, low: float) -> Stretch:
         """s(u), from a table of ds/dq = A^gain over q = u^(1-p), linear between its knots and made when first asked."""
         power = 1 - self.p
 
@@ -238,7 +238,7 @@ class StretchedGrid(Grid):
             x = 2 * rest / (A[i] + torch.sqrt(A[i] ** 2 + 2 * bend[i] * rest))
             return ((q[i] + x) ** (1 / power)).clamp(low, high)
 
-        return Clock(to_s, to_u)
+        return Stretch(to_s, to_u)
 
 
 def _falling(steps: int) -> Tensor:
@@ -247,14 +247,17 @@ def _falling(steps: int) -> Tensor:
 
 
 def _same(u: Tensor) -> Tensor:
+    """The straight clock as its own time."""
     return u
 
 
 def _power(
     p: float, start: float, length: float, time: Callable[[Tensor], Tensor], clock: Callable[[Tensor], Tensor]
-) -> Clock:
+) -> Stretch:
     """s with time(u) = start + length s^p."""
-    return Clock(lambda u: ((time(u) - start) / length).clamp(min=0) ** (1 / p), lambda s: clock(start + length * s**p))
+    return Stretch(
+        lambda u: ((time(u) - start) / length).clamp(min=0) ** (1 / p), lambda s: clock(start + length * s**p)
+    )
 
 
 def check_grid(grid: object, steps: int | None) -> None:

@@ -26,16 +26,16 @@ class Ask(Protocol):
         """One network call. u, c and d are numbers, or 0-dimensional tensors on the CPU."""
 
 
-Move = Tensor | tuple[Tensor, Tensor | float | None]
+Stepped = Tensor | tuple[Tensor, Tensor | float | None]
 """The state at the next knot, or its mean and the deviation of the noise to add (None: no noise)."""
 
 Memory = tuple[Tensor, ...]
 """What a multistep scheme takes along from one step to the next, such as past answers, newest first."""
 
-Step = Callable[[int, Tensor, Ask], Move]
+Step = Callable[[int, Tensor, Ask], Stepped]
 """(k, y, ask) to the state at knot k + 1: a one-step scheme."""
 
-Multistep = Callable[[int, Tensor, Ask, Memory], tuple[Move, Memory]]
+MemoryStep = Callable[[int, Tensor, Ask, Memory], tuple[Stepped, Memory]]
 """(k, y, ask, memory) to the state at knot k + 1 and what the next step is handed as its memory."""
 
 
@@ -62,7 +62,7 @@ class _Asking:
 @overload
 def march(problem: Problem, u: Tensor, t: Tensor, step: Step) -> Result: ...
 @overload
-def march(problem: Problem, u: Tensor, t: Tensor, step: Multistep, memory: Memory) -> Result: ...
+def march(problem: Problem, u: Tensor, t: Tensor, step: MemoryStep, memory: Memory) -> Result: ...
 def march(problem: Problem, u: Tensor, t: Tensor, step: Callable[..., object], memory: Memory | None = None) -> Result:
     """Walk the knots `u`, one `step` after another: the loop of every solver that is not an engine's.
 

@@ -15,6 +15,7 @@ The noise of step k-1 stays what it was.
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -88,7 +89,7 @@ def joined_rows(predicted: Sequence[Row], corrected: Sequence[Row]) -> list[Row]
             rows.append(after)
             continue
         keep, weights, _ = corrected[k]
-        if keep != before.keep:
+        if not math.isclose(keep, before.keep, rel_tol=1e-12):
             raise ValueError(f"Predictor and corrector of step {k} must keep alike: {before.keep} and {keep}.")
         change = [c - w for c, w in zip_longest(weights, (0.0, *before.weights), fillvalue=0.0)]
         pairs = zip_longest(change, after.weights, fillvalue=0.0)

@@ -210,8 +210,9 @@ class SampleSteps:
         rows = self._rows
         u, h = (float(column[stuck][0]) for column in (rows.u, rows.h))
         raise NonFiniteError(
-            f"{self._name} cut a sample's step to {abs(h):.3g} at u = {u:.6g} after {self._tried} tries: the network's "
-            "output is not finite or not smooth there, or the tolerance is too tight for the precision."
+            f"{self._name} cut a sample's step to {abs(h):.3g} at u = {u:.6g} after {self._tried} tries: there or at a "
+            "stage of that step the network's output is not finite or not smooth, or the tolerance is too tight for "
+            "the precision."
         )
 
     def _plan(self, clocks: Tensor) -> Plan:

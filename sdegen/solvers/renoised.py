@@ -81,13 +81,15 @@ class Renoised(Solver):
 
     def run(self, problem: Problem) -> Result:
         """Carry the state along the legs: used by `sdegen.solve`."""
+        if problem.u_to > problem.u_from:
+            raise ValueError(f"{type(self).__name__} runs from noise to data; use Adams or an ODESolver towards noise.")
         laid, model, scheme = self.solver.laid(problem), problem.model, self.solver
-        model.needs_score(type(self).__name__)
         legs = self._legs(laid.u.tolist(), min(model.path.ends[1], model.clocks[1]))
         time = times_at(model.path, laid, [u for leg in legs for u in leg])
         clocks, moves = [float(laid.u[0])], list[Move]()
         for leg in legs:
             if leg[0] > clocks[-1]:
+                model.needs_score(type(self).__name__)
                 moves.append(Move([], [self._up(clocks[-1], leg[0])]))
                 clocks.append(leg[0])
             clocks += leg[1:]
@@ -165,7 +167,7 @@ class Churn(Renoised):
         """See `Renoised.legs`."""
         factor = 1 + min(self.churn / (len(knots) - 1), math.sqrt(2) - 1)
         churned = [u < 1 and self.sigma_min <= u / (1 - u) <= self.sigma_max for u in knots[:-1]]
-        starts = [_raised(u, factor, top) if more else u for u, more in zip(knots, churned, strict=False)]
+        starts = [_raised(u, factor, top) if more else u for u, more in zip(knots[:-1], churned, strict=True)]
         return [[max(start, u), v] for start, (u, v) in zip(starts, pairwise(knots), strict=True)]
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from sdegen import _checks
-from sdegen.solvers.exponential import data_rows, rising_moments
+from sdegen.solvers.exponential import data_rows, ramped, rising_moments
 from sdegen.solvers.grids import Grid, Layout, PowerGrid
 from sdegen.solvers.multistep import Multistep
 from sdegen.solvers.scheme import Row
@@ -24,7 +24,8 @@ class SASolver(Multistep):
     """The stochastic Adams solver (on x_hat) for the reverse SDE, one network call a step.
 
     Numbers as in diffusers: the last steps fall to order 1. It solves the SDE with w^2 = eta^2 2u/(1-u), Anderson's at
-    eta = 1, as `StochasticAdams` does, whose polynomials are in u instead: those in l need 50 calls and more.
+    eta = 1, as `StochasticAdams` does, whose polynomials are in u instead: those in l need 50 steps and more, and below
+    that, on the default grid, an `AccuracyWarning` says so.
 
     Args:
         steps: number of steps, and of network calls; may be left out with a tensor `grid`.
@@ -68,8 +69,7 @@ class SASolver(Multistep):
     def predictor(self, knots: Layout) -> list[Row]:
         """See `Multistep.predictor`."""
         steps = len(knots.u) - 1
-        counts = [min(self.order, k + 1, steps - k) for k in range(steps)]
-        return data_rows(knots.u, counts, _moments, self.eta)
+        return data_rows(knots.u, ramped(steps, self.order), _moments, self.eta)
 
     def corrector(self, knots: Layout) -> list[Row]:
         """See `Multistep.corrector`."""
@@ -81,6 +81,6 @@ class SASolver(Multistep):
 
 
 def _moments(x: float, count: int) -> list[float]:
-    """Through two answers, h^2/2 for the integral of l - l_u."""
+    """`rising_moments`, but through two answers mu_1 = x/2."""
     mu = rising_moments(x, count)
     return [mu[0], x / 2] if count == 2 else mu

@@ -24,14 +24,10 @@ from sdegen.paths.gaussian import GaussianPath
 from sdegen.solvers.base import Problem, Result, Solver
 from sdegen.solvers.divergence import with_divergence
 from sdegen.solvers.grids import Grid, Layout, PowerGrid, check_grid, span_of, steps_on
-from sdegen.solvers.loop import Ask, Memory, march
+from sdegen.solvers.loop import Ask, Memory, MemoryStep, march
 
 ANSWERS = {"slope": (-1.0, 1.0), "data": (1.0, 0.0), "noise": (0.0, 1.0)}
 """(c, d) of the answer c x_hat + d eps_hat that a scheme asks for."""
-
-
-Stepper = Callable[[int, Tensor, Ask, Memory], tuple[tuple[Tensor, Tensor | None], Memory]]
-"""What `march` calls between two knots."""
 
 
 class Row(NamedTuple):
@@ -146,7 +142,7 @@ class Scheme(Solver):
         return problem.lay(self.own_grid if self.grid is None else self.grid, steps_on(self.grid, self.steps) or 0)
 
 
-def stepping(scheme: Scheme, problem: Problem, u: Tensor, t: Tensor, moves: Sequence[Move]) -> Stepper:
+def stepping(scheme: Scheme, problem: Problem, u: Tensor, t: Tensor, moves: Sequence[Move]) -> MemoryStep:
     """The step of `march` from knot to knot, its questions planned and its numbers moved at once."""
     if any(move.rows[-1].std for move in moves):
         problem.model.needs_score(type(scheme).__name__)

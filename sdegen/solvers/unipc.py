@@ -2,7 +2,8 @@
 
 With the letters of exponential.py, both integrate the polynomial in l exactly: UniP through the last p answers, UniC
 through these and the answer at the end of the step. Through two answers, UniP of order 2 and UniC of order 1, the line
-is taken at the middle of the step, mu_1 = mu_0 / 2; with B(h) = e^h - 1 (bh2) the others need no B.
+is taken at the middle of the step, mu_1 = mu_0 / 2: the published weight is half of B = 1 - e^(-h) = mu_0 (bh2). With
+more answers the weights do not depend on B.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sdegen import _checks
-from sdegen.solvers.exponential import data_rows, midpoint_moments
+from sdegen.solvers.exponential import data_rows, midpoint_moments, ramped
 from sdegen.solvers.grids import Grid, Layout, PowerGrid
 from sdegen.solvers.multistep import Multistep
 from sdegen.solvers.scheme import Row
@@ -53,12 +54,8 @@ class UniPC(Multistep):
 
     def predictor(self, knots: Layout) -> list[Row]:
         """See `Multistep.predictor`."""
-        return data_rows(knots.u, self._orders(knots), midpoint_moments)
+        return data_rows(knots.u, ramped(len(knots.u) - 1, self.order), midpoint_moments)
 
     def corrector(self, knots: Layout) -> list[Row]:
         """See `Multistep.corrector`."""
-        return data_rows(knots.u, [p + 1 for p in self._orders(knots)[:-1]], midpoint_moments, ahead=1)
-
-    def _orders(self, knots: Layout) -> list[int]:
-        steps = len(knots.u) - 1
-        return [min(self.order, k + 1, steps - k) for k in range(steps)]
+        return data_rows(knots.u, [p + 1 for p in ramped(len(knots.u) - 1, self.order)[:-1]], midpoint_moments, ahead=1)

@@ -12,27 +12,14 @@ Under the integral stands the polynomial through the last answers: of D in the g
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cache
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from sdegen import _checks
-from sdegen.solvers.grids import Grid, Layout, PowerGrid, Stretch, StretchedGrid
+from sdegen.solvers.grids import Grid, Layout, PowerGrid, StretchedGrid, quadrature
 from sdegen.solvers.multistep import Multistep
 from sdegen.solvers.scheme import Row
-
-NODES = 20
-"""Of the Gauss-Legendre quadratures over a step."""
-
-
-@cache
-def _quadrature() -> tuple[Tensor, Tensor]:
-    """Nodes and weights on [0, 1], float64."""
-    x, weights = np.polynomial.legendre.leggauss(NODES)
-    with torch.inference_mode(False):  # they are kept for every later solve
-        return torch.from_numpy(0.5 * (x + 1)), torch.from_numpy(0.5 * weights)
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,48 +61,32 @@ class Adams(Multistep):
 
     def predictor(self, knots: Layout) -> list[Row]:
         """Adams-Bashforth: the answers at a step's first knot and before."""
-        return _exact(knots.u, self._clock(knots), self._order(knots), ahead=0)
+        return self._exact(knots, self._order(knots), ahead=0)
 
     def corrector(self, knots: Layout) -> list[Row]:
         """Adams-Moulton: the answer at its second knot, too."""
-        return _exact(knots.u, self._clock(knots), self._order(knots) + 1, ahead=1)
+        return self._exact(knots, self._order(knots) + 1, ahead=1)
 
     def _order(self, knots: Layout) -> int:
         """The order that was asked for, or the one that serves so many steps best."""
         return self.order or sum(len(knots.u) - 1 >= least for least in (1, 5, 15, 30))
 
-    def _clock(self, knots: Layout) -> Stretch:
-        """The grid's clock, after a ValueError if it has none."""
+    def _exact(self, knots: Layout, most: int, ahead: int) -> list[Row]:
+        """Rows exact for polynomials in s of degree below `most`, from the knot `ahead` of a step's first backwards.
+
+        With xi_j the place of answer j on the step, 0 at its start and 1 at its end, sum_j w_j xi_j^i = moment i. A
+        step with fewer answers behind it has as many equations fewer.
+        """
         if knots.clock is None:
             raise ValueError(f"Adams needs a grid whose clock s(u) is finite at both ends, unlike {self.grid!r}.")
-        return knots.clock
-
-
-def _moments(u: Tensor, s: Tensor, clock: Stretch, count: int) -> Tensor:
-    """The integrals over u of xi^i, i < count, xi rising from 0 to 1 with s over every step, (N, count).
-
-    By parts they are i times the integral over xi of xi^(i-1) (u_{k+1} - u(xi)), which needs no slope of the clock. The
-    nodes crowd at both ends, where u may be any power of s.
-    """
-    x, weights = _quadrature()
-    xi, weights = x**3 * (10 - 15 * x + 6 * x**2), weights * 30 * (x * (1 - x)) ** 2
-    inside = clock.u(s[:-1, None] + torch.diff(s)[:, None] * xi)
-    rest = weights * (u[1:, None] - inside)
-    return torch.stack([torch.diff(u), *(i * (rest * xi ** (i - 1)).sum(1) for i in range(1, count))], 1)
-
-
-def _exact(u: Tensor, clock: Stretch, most: int, ahead: int) -> list[Row]:
-    """Rows exact for polynomials in s of degree below `most`, from the knot `ahead` of a step's first one backwards."""
-    s, steps, rows = clock.s(u), len(u) - 1 - ahead, list[Row]()
-    moments = _moments(u, s, clock, most)
-    for p in range(1 + ahead, most + 1):  # p answers: one more at every step, up to `most`
-        first = p - 1 - ahead
-        k = torch.arange(first, max(first, min(first + 1, steps) if p < most else steps))
-        nodes = s[k[:, None] + ahead - torch.arange(p)]
-        xi = (nodes - s[k, None]) / (s[k + 1] - s[k])[:, None]
-        powers = xi[:, None] ** torch.arange(p)[:, None]
-        rows += [Row(1.0, w) for w in torch.linalg.solve(powers, moments[k, :p]).tolist()]
-    return rows
+        s, back = knots.clock.s(knots.u), torch.arange(most)
+        k = torch.arange(len(s) - 1 - ahead)[:, None]
+        xi = (s[(k + ahead - back).clamp(min=0)] - s[k]) / (s[k + 1] - s[k])
+        known = back <= k + ahead
+        powers = torch.linalg.vander(xi, N=max(most, 2))[..., :most].mT
+        powers = torch.where(known[:, None] & known[..., None], powers, torch.eye(most, dtype=xi.dtype))
+        weights = torch.linalg.solve(powers, torch.where(known, knots.moments[: len(k), :most], 0.0))
+        return [Row(1.0, w[: k + 1 + ahead]) for k, w in enumerate(weights.tolist())]
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,7 +149,7 @@ class StochasticAdams(Multistep):
 
 def _mean_clock(u: Tensor, v: Tensor, level: float) -> Tensor:
     """v (1+eta^2) times the integral over l from l_u to l_v of e^(l - eta^2 (l_v - l)) u(l), uniform in log u."""
-    x, weights = _quadrature()
+    x, weights = quadrature()
     v = v[:, None].clamp(min=1e-300)
     length = torch.log(u[:, None] / v)
     between = v * torch.exp(length * x)

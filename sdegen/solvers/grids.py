@@ -19,9 +19,10 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,6 +31,8 @@ from sdegen.models.base import Model
 from sdegen.paths.chain import Knots
 from sdegen.paths.gaussian import GaussianPath
 
+NODES = 20
+"""Of a quadrature over a step."""
 TABLE = 512
 """Pieces of the table behind a StretchedGrid's clock."""
 
@@ -46,7 +49,16 @@ class Stretch(NamedTuple):
     u: Callable[[Tensor], Tensor]
 
 
-class Layout(NamedTuple):
+@cache
+def quadrature() -> tuple[Tensor, Tensor]:
+    """Nodes and weights of Gauss and Legendre on [0, 1], float64."""
+    x, weights = np.polynomial.legendre.leggauss(NODES)
+    with torch.inference_mode(False):  # they are kept for every later solve
+        return torch.from_numpy(0.5 * (x + 1)), torch.from_numpy(0.5 * weights)
+
+
+@dataclass(frozen=True)
+class Layout:
     """A grid on a problem, float64 on the CPU.
 
     Attributes:
@@ -57,7 +69,23 @@ class Layout(NamedTuple):
 
     u: Tensor
     t: Tensor
-    clock: Stretch | None
+    clock: Stretch | None = None
+
+    @cached_property
+    def moments(self) -> Tensor:
+        """The integrals over u of xi^i, i = 0 ... 4, xi rising from 0 to 1 with s over every step, (N, 5).
+
+        By parts they are i times the integral over xi of xi^(i-1) (u_{k+1} - u(xi)), which needs no slope of the clock.
+        The nodes crowd at both ends, where u may be any power of s.
+        """
+        if self.clock is None:
+            raise ValueError("Moments need a clock s(u) that is finite at both ends, and this grid has none.")
+        (x, weights), s = quadrature(), self.clock.s(self.u)
+        xi = x**3 * (10 - 15 * x + 6 * x**2)
+        inside = self.clock.u(torch.addcmul(s[:-1, None], torch.diff(s)[:, None], xi))
+        rest = weights * 30 * (x * (1 - x)) ** 2 * (self.u[1:, None] - inside)
+        powers = torch.linalg.vander(xi, N=4) * torch.arange(1, 5)
+        return torch.cat([torch.diff(self.u)[:, None], rest @ powers], 1)
 
 
 class Grid(ABC):
@@ -299,7 +327,8 @@ def lay(grid: Grid | Tensor, model: Model, u_from: float, u_to: float, steps: in
         laid = Layout(u, path.time(u), StretchedGrid().clock(model, high, low))
     else:
         laid = grid.lay(model, high, low, steps)
-    u, t, clock = _checked(laid, grid, steps, high, low)
+    laid = _checked(laid, grid, steps, high, low)
+    u, t, clock = laid.u, laid.t, laid.clock
     u[0], u[-1] = high, low
     t[0], t[-1] = (_end_time(path, end) for end in (high, low))
     return Layout(u, t, clock) if u_from > u_to else Layout(u.flip(0), t.flip(0), clock)
@@ -307,9 +336,9 @@ def lay(grid: Grid | Tensor, model: Model, u_from: float, u_to: float, steps: in
 
 def _checked(laid: object, grid: object, steps: int, high: float, low: float) -> Layout:
     """A copy of what a grid laid, after a ValueError unless it is steps + 1 falling knots between the ends."""
-    if not isinstance(laid, Layout) or not all(isinstance(n, Tensor) and n.ndim == 1 for n in laid[:2]):
+    if not isinstance(laid, Layout) or not all(isinstance(n, Tensor) and n.ndim == 1 for n in (laid.u, laid.t)):
         raise TypeError(f"lay of {grid!r} must return a Layout(u, t, clock) of 1-D tensors, and it gave {laid!r}.")
-    u, t = (n.detach().to("cpu", torch.float64).clone() for n in laid[:2])
+    u, t = (n.detach().to("cpu", torch.float64).clone() for n in (laid.u, laid.t))
     near = 1e-6
     ends = len(u) == len(t) == steps + 1 and abs(float(u[0]) - high) <= near and abs(float(u[-1]) - low) <= near
     if not (ends and bool((torch.diff(u) < 0).all())):

@@ -49,7 +49,7 @@ def check_row(name: str, row: Row, most: int) -> None:
     weights = row.weights if isinstance(row.weights, Sequence) else [math.nan]
     if len(weights) > most:
         raise ValueError(f"{name} weighs {len(weights)} answers, and only {most} are known there: {row}.")
-    if not all(math.isfinite(n) for n in (row.keep, *weights, row.std)) or row.std < 0:
+    if not math.isfinite(row.keep + sum(weights) + row.std) or row.std < 0:
         raise ValueError(f"{name} must hold finite numbers and no negative std, and it is {row}.")
 
 

@@ -15,21 +15,26 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from copy import copy
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
 
 from sdegen import _checks
-from sdegen._arguments import check_model
+from sdegen._arguments import check_model, interval, straight
 from sdegen._checks import NonFiniteError
 from sdegen.models.base import Cond, Model
 from sdegen.sampling import Noise, solve
-from sdegen.solvers import ODESolver, Solver
+from sdegen.solvers import ODESolver, Problem, Solver
 
 KEPT = 0.98
 """The share of the samples, best first, whose errors count."""
+
+PAIRS_AT_ONCE = 2**24
+"""Distances of `energy_distance` that are held at a time."""
 
 
 class Run(NamedTuple):
@@ -37,7 +42,7 @@ class Run(NamedTuple):
 
     Attributes:
         name: the solver's, as the mapping has it.
-        calls: network calls made.
+        calls: network calls made; of a state that was lost, the calls asked for.
         seconds: wall time of the solve, until the device had finished.
         error: RMS over the best 98 % of the samples and all dimensions, in units of the data; None for a stochastic
             solver, infinite for one whose state became NaN or infinite.
@@ -56,22 +61,28 @@ class Comparison:
     """What `compare` returns; `str` or `print` shows it as a table.
 
     Attributes:
-        rows: one `Run` for every solver and number of calls, in the order in which they were named.
+        rows: one for every solver and number of calls, in the order in which they were named, with its `name`, its
+            network `calls`, its `seconds`, its `error` against the ODE's end points, None for a stochastic solver, and
+            the energy `distance` of its samples to the data, None without data. Both are infinite for a state that
+            was lost.
     """
 
     rows: list[Run]
 
     def __str__(self) -> str:
-        width = max(len("solver"), *(len(row.name) for row in self.rows))
-        lines = [f"{'solver':{width}}{'calls':>8}{'seconds':>11}{'RMS error':>12}{'energy distance':>18}"]
+        table = [("solver", "calls", "seconds", "RMS error", "energy distance")]
         for name, calls, seconds, error, distance in self.rows:
-            measured = f"{_shown(error, '.2e'):>12}{_shown(distance, '.4f'):>18}"
-            lines.append(f"{name:{width}}{calls:8d}{seconds:11.4f}{measured}")
-        return "\n".join(lines)
+            table.append((name, str(calls), f"{seconds:.4f}", _cell(error), _cell(distance)))
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        lines = [[cell.rjust(width) for cell, width in zip(row, widths, strict=True)] for row in table]
+        return "\n".join(
+            "  ".join([row[0].ljust(widths[0]), *line[1:]]) for row, line in zip(table, lines, strict=True)
+        )
 
 
-def _shown(value: float | None, digits: str) -> str:
-    return "-" if value is None else f"{value:{digits}}"
+def _cell(value: float | None) -> str:
+    """A number of the table with three digits; a dash where there is none."""
+    return "-" if value is None else f"{value:.2e}"
 
 
 def compare(
@@ -87,8 +98,9 @@ def compare(
 ) -> Comparison:
     """Run several solvers from the same latents at several numbers of network calls.
 
-    Solvers of the ODE (an SDESolver, StochasticAdams or DDIM at eta = 0 is one) are measured by their error, all by the
-    distance of their samples to data. One that comes back equal for two numbers of calls runs once.
+    Solvers that add no noise (`Solver.follows_ode`) are measured by their error, all by the distance of their samples
+    to data. One that comes back equal for two numbers of calls runs once. What a solver refuses before its first
+    network call, such as this path, is raised before any solver runs.
 
     Args:
         model: a `ScoreModel`, or the `.model(path)` of an exact target.
@@ -98,10 +110,11 @@ def compare(
         x_T: the latents, x at the noise end, (B, *event).
         calls: the numbers of calls.
         noise: standard normals (n, B, *event) with n at least the most calls, or a callable from k to them: every
-            stochastic solver takes the k-th at its step k, not "srk" or adaptive ones, whose noise has another shape.
-            By default every solver draws from one seed, itself drawn from torch's global generator.
-        reference: the ODE's end points x*, shaped like x_T, or a solver for them; by default dopri8 at tolerance 1e-8,
-            and 1e-6 below float64.
+            stochastic solver takes the k-th at its move k from knot to knot, of which Churn and Langevin may make more
+            than network calls; not "srk" or adaptive ones, whose noise has another shape. By default every solver draws
+            from one seed, itself drawn from torch's global generator.
+        reference: the ODE's end points x*, shaped like x_T, or a solver without noise for them; by default dopri8 at
+            tolerance 1e-8, and 1e-6 below float64.
         data: samples to come near, (M, *event).
         cond: keyword arguments for the network, as in `sample`.
 
@@ -110,18 +123,32 @@ def compare(
 
     Raises:
         TypeError: an argument of another type, before the first network call.
-        ValueError: an argument that does not fit, before the first network call.
+        ValueError: an argument that does not fit, a solver that refuses this problem or whose grid carries its own
+            start, before the first network call; what a solver refuses later, when its turn comes.
         NonFiniteError: the reference became NaN or infinite.
     """
     check_model(model)
-    x_T, built = latents(x_T, least=1), _built(solvers, calls)
-    noise, data = _checked_noise(noise, x_T, max(calls)), _checked_data(data, x_T)
+    x_T, entries = latents(x_T, least=1), _entries(solvers, calls)
+    normals, data = _checked_noise(noise, x_T, max(calls)), _checked_data(data, x_T)
     fine = _checked_reference(reference, x_T)
-    if fine is None and any(_follows_the_ode(solver) for _, _, solver in built):
+    for entry in entries:
+        _rehearse(entry, model, x_T, normals, len(noise) if isinstance(noise, Tensor) else None)
+    if fine is None and any(entry.solver.follows_ode for entry in entries):
         fine = fine_end(model, x_T, reference if isinstance(reference, Solver) else None, cond)
     seed = int(torch.randint(2**62, ())) if noise is None else None
-    course = _Course(model, x_T, noise, seed, fine, data, cond)
-    return Comparison([course.run(*entry) for entry in built])
+    course = _Course(model, x_T, normals, seed, fine, data, cond)
+    return Comparison([course.run(entry) for entry in entries])
+
+
+class _Entry(NamedTuple):
+    """One solver and the number of calls it was made for."""
+
+    name: str
+    calls: int
+    solver: Solver
+
+    def __str__(self) -> str:
+        return f"solvers[{self.name!r}]({self.calls})"
 
 
 @dataclass(frozen=True)
@@ -136,22 +163,23 @@ class _Course:
     data: Tensor | None
     cond: Cond
 
-    def run(self, name: str, asked: int, solver: Solver) -> Run:
+    def run(self, entry: _Entry) -> Run:
         """One solve, measured; a state that is lost on the way is infinitely far from everything."""
+        name, calls, solver = entry
         noise = None if solver.solves_ode else self.noise
         generator = None if self.seed is None else torch.Generator(self.start.device).manual_seed(self.seed)
         began = time.perf_counter()
         try:
             solution = solve(self.model, self.start, solver, noise=noise, generator=generator, cond=self.cond)
         except NonFiniteError:
-            x, made = torch.full_like(self.start, math.inf), asked
+            x = torch.full_like(self.start, math.inf)
         else:
-            x, made = solution.x, solution.calls
+            x, calls = solution.x, solution.calls
         x.flatten()[0].item()  # waits for the device
         seconds = time.perf_counter() - began
-        error = rms_error(x, self.fine) if self.fine is not None and _follows_the_ode(solver) else None
+        error = rms_error(x, self.fine) if self.fine is not None and solver.follows_ode else None
         distance = energy_distance(x, self.data) if self.data is not None else None
-        return Run(name, made, seconds, error, distance)
+        return Run(name, calls, seconds, error, distance)
 
 
 def fine_end(model: Model, x_T: Tensor, solver: Solver | None, cond: Cond) -> Tensor:
@@ -165,7 +193,7 @@ def rms_error(x: Tensor, fine: Tensor, share: float = KEPT) -> float:
     """Over all dimensions and a share of the samples, best first, rounded down but at least one; (B, *event) both."""
     squares = (x - fine).square().flatten(1).mean(1)
     kept = max(1, int(share * len(squares)))
-    return float(squares.nan_to_num(math.inf).sort().values[:kept].mean().sqrt())
+    return float(squares.nan_to_num(math.inf, math.inf).sort().values[:kept].mean().sqrt())
 
 
 def energy_distance(x: Tensor, y: Tensor) -> float:
@@ -192,29 +220,33 @@ def energy_distance(x: Tensor, y: Tensor) -> float:
         )
 
     dtype = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
-    a, b = a.to(dtype), b.to(dtype)
+    a, b = a.detach().to(dtype), b.detach().to(dtype)
+    across = _sum_of_distances(a, b) / (len(a) * len(b))
+    within = sum(_sum_of_distances(z, z) / (len(z) * (len(z) - 1)) for z in (a, b))
+    distance = float(2 * across - within)
+    return distance if math.isfinite(distance) else math.inf
 
-    def within(z: Tensor) -> Tensor:
-        return torch.cdist(z, z).sum() / (len(z) * (len(z) - 1))
 
-    distance = 2 * torch.cdist(a, b).mean() - within(a) - within(b)
-    return float(distance.nan_to_num(math.inf))
+def _sum_of_distances(a: Tensor, b: Tensor) -> Tensor:
+    """The sum of |a_i - b_j| over all pairs of rows, in float64, some rows at a time and without matrix products."""
+    sums = [
+        torch.cdist(rows, b, compute_mode="donot_use_mm_for_euclid_dist").sum(dtype=torch.float64)
+        for rows in a.split(max(1, PAIRS_AT_ONCE // len(b)))
+    ]
+    return torch.stack(sums).sum()
 
 
 def latents(x_T: object, least: int) -> Tensor:
     """x_T, a finite batch of at least `least` latents, in the precision that a solve has."""
     x = _checks.batch("x_T", x_T)
     if len(x) < least:
-        raise ValueError(f"x_T must hold at least {least} latents, and it has shape {tuple(x.shape)}.")
+        number = "one latent" if least == 1 else f"{least} latents"
+        raise ValueError(f"x_T must hold at least {number}, and it has shape {tuple(x.shape)}.")
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def _follows_the_ode(solver: Solver) -> bool:
-    return solver.follows_ode
-
-
-def _built(solvers: object, calls: object) -> list[tuple[str, int, Solver]]:
-    """(name, calls, solver) of everything that will run."""
+def _entries(solvers: object, calls: object) -> list[_Entry]:
+    """Everything that will run."""
     if not isinstance(solvers, Mapping) or not all(isinstance(n, str) and callable(f) for n, f in solvers.items()):
         raise TypeError(f"solvers must map names to functions from a number of calls to a solver, not {solvers!r}.")
     if not isinstance(calls, Sequence) or isinstance(calls, str):
@@ -223,29 +255,72 @@ def _built(solvers: object, calls: object) -> list[tuple[str, int, Solver]]:
         raise ValueError(f"There is nothing to compare in solvers = {solvers!r} and calls = {calls!r}.")
     for n in calls:
         _checks.whole("every number of calls", n)
-    return [(name, *entry) for name, make in solvers.items() for entry in _built_by(name, make, calls)]
+    return [entry for name, make in solvers.items() for entry in _entries_of(name, make, calls)]
 
 
-def _built_by(name: str, make: Callable[[int], Solver], calls: Sequence[int]) -> list[tuple[int, Solver]]:
-    """(calls, solver) of one name, every solver once; none for the calls that its function has no solver for."""
-    found: list[tuple[int, Solver]] = []
-    refused: ValueError | None = None
+def _entries_of(name: str, make: Callable[[int], Solver], calls: Sequence[int]) -> list[_Entry]:
+    """Those of one name, every solver once; none for the calls that its function has no solver for."""
+    entries: list[_Entry] = []
+    refusal: ValueError | None = None
     for n in calls:
         try:
-            solver = make(n)
+            entry = _Entry(name, n, make(n))
         except ValueError as error:
-            refused = error
+            refusal = error
             continue
-        if not isinstance(solver, Solver):
-            raise TypeError(f"solvers[{name!r}]({n}) must return a solver, and it returned {solver!r}.")
-        if not any(solver == other for _, other in found):
-            found.append((n, solver))
-    if not found:
-        raise ValueError(f"solvers[{name!r}] has no solver for any of calls = {calls!r}: {refused}") from refused
-    return found
+        if not isinstance(entry.solver, Solver):
+            raise TypeError(f"{entry} must return a solver, and it returned {entry.solver!r}.")
+        if entry.solver.span is not None:
+            raise ValueError(f"{entry} has a grid that starts at u = {entry.solver.span[0]:g}, not where x_T lies.")
+        if not any(entry.solver == other.solver for other in entries):
+            entries.append(entry)
+    if not entries:
+        raise ValueError(f"solvers[{name!r}] has no solver for any of calls = {calls!r}: {refusal}") from refusal
+    return entries
+
+
+class _Begun(Exception):  # noqa: N818  # no error
+    """A solver under rehearsal has made its plans and would call the network."""
+
+
+@dataclass
+class _Rehearsal(Problem):
+    """A problem whose loop does not begin: every solver asks for its bar when its plans are made."""
+
+    total: int | None = None
+
+    def bar(self, total: int | None) -> NoReturn:
+        """See `Problem.bar`."""
+        self.total = total
+        raise _Begun
+
+
+def _rehearse(entry: _Entry, model: Model, x: Tensor, noise: Noise, number: int | None) -> None:
+    """What a solver refuses before its first network call, or a ValueError if it takes more normals than `number`."""
+
+    def begin(*asked: object) -> NoReturn:
+        raise _Begun
+
+    silent = copy(model)  # a solver of the user's may ask without a bar
+    vars(silent).update(estimate=begin, estimate_with_variance=begin)
+    with torch.inference_mode(False), torch.no_grad():
+        ends = interval(model, "data", None)
+        problem = _Rehearsal(silent, straight(model, x, ends[0]), *ends, generator=torch.Generator(x.device))
+        problem.noise = None if entry.solver.solves_ode else noise
+        try:
+            with suppress(_Begun, NonFiniteError):
+                entry.solver.run(problem)
+        except (TypeError, ValueError) as error:
+            kind = TypeError if isinstance(error, TypeError) else ValueError
+            raise kind(f"{entry} cannot solve this problem: {error}") from error
+    if number is not None and not entry.solver.follows_ode and (problem.total or 0) > number:
+        raise ValueError(
+            f"{entry} takes {problem.total} normals, more than noise has, {number}; give a callable from k to them."
+        )
 
 
 def _checked_noise(noise: Noise, x: Tensor, most: int) -> Noise:
+    """A callable from k to the normals of move k, or None where every solver draws its own."""
     if isinstance(noise, Tensor):
         if noise.ndim != x.ndim + 1 or noise.shape[1:] != x.shape or len(noise) < most:
             raise ValueError(
@@ -259,6 +334,7 @@ def _checked_noise(noise: Noise, x: Tensor, most: int) -> Noise:
 
 
 def _checked_data(data: object, x: Tensor) -> Tensor | None:
+    """Samples shaped like x, on its device, or None."""
     if data is None:
         return None
     data = _checks.batch("data", data).to(x.device)
@@ -274,8 +350,10 @@ def _checked_reference(reference: object, x: Tensor) -> Tensor | None:
     """End points that were given; None where they are still to be solved for."""
     if isinstance(reference, Tensor):
         return _checks.noise_like(reference, x, "reference")
-    if isinstance(reference, Solver) and not _follows_the_ode(reference):
+    if isinstance(reference, Solver) and not reference.follows_ode:
         raise TypeError(f"reference must follow the ODE, without noise, and {reference!r} does not.")
+    if isinstance(reference, Solver) and reference.span is not None:
+        raise ValueError(f"reference has a grid that starts at u = {reference.span[0]:g}, not where x_T lies.")
     if reference is not None and not isinstance(reference, Solver):
         raise TypeError(f"reference must be the end points, a tensor, or a solver for them, not {reference!r}.")
     return None

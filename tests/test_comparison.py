@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -12,7 +13,8 @@ from problems import ring, slope
 from torch import nn
 
 import sdegen
-from sdegen.comparison import rms_error
+from sdegen import comparison
+from sdegen.comparison import Run, rms_error
 
 PATH = sdegen.VPSDE()
 F64 = torch.float64
@@ -186,6 +188,68 @@ def test_the_energy_distance_of_a_few_points_by_hand():
     assert sdegen.energy_distance(near, far + 100.0) == pytest.approx(2 * 100 * math.sqrt(3), rel=0.03)
 
 
+def test_the_energy_distance_keeps_the_digits_of_single_precision(monkeypatch):
+    near, far = (1e3 + 1e-3 * normals(60, 2, seed=i).float() for i in (0, 1))
+    exact = sdegen.energy_distance(near.double(), far.double())
+    assert sdegen.energy_distance(near, far.requires_grad_()) == pytest.approx(exact, rel=1e-3)
+    monkeypatch.setattr(comparison, "PAIRS_AT_ONCE", 200)  # three rows and a last one
+    assert sdegen.energy_distance(near.double(), far.double()) == pytest.approx(exact, rel=1e-9)
+
+
+def test_the_energy_distance_holds_few_pairs_at_a_time(monkeypatch):
+    held, cdist = [], torch.cdist
+    monkeypatch.setattr(torch, "cdist", lambda *a, **b: held.append(cdist(*a, **b)) or held[-1])
+    monkeypatch.setattr(comparison, "PAIRS_AT_ONCE", 1000)
+    sdegen.energy_distance(normals(100, 1), normals(300, 1))
+    assert max(pairs.numel() for pairs in held) <= 1000
+    assert sum(pairs.numel() for pairs in held) == 100 * 300 + 100**2 + 300**2
+
+
+def test_an_error_that_overflows_is_infinite():
+    assert rms_error(torch.tensor([[1e200], [0.0]]), torch.zeros(2, 1), share=1) == math.inf
+    assert sdegen.energy_distance(torch.tensor([[0.0], [math.inf]]), torch.zeros(2, 1)) == math.inf
+
+
+def test_a_reference_is_any_solver_without_noise():
+    model, x_T = ring().model(PATH), normals(30, 2)
+    fine = sdegen.solve(model, x_T, sdegen.UniPC(200)).x
+    for reference in (sdegen.UniPC(200), fine):
+        (row,) = sdegen.compare(model, ADAMS, x_T=x_T, calls=[7], reference=reference).rows
+        assert row.error == rms_error(sdegen.decode(model, x_T, sdegen.Adams(7)), fine)
+
+
+def test_what_a_solver_refuses_on_this_path_comes_before_the_first_network_call():
+    def net(x, t):
+        raise AssertionError("asked")
+
+    model = sdegen.ScoreModel(net, sdegen.CondOT(), "velocity")
+    with pytest.raises(ValueError, match=r"solvers\['Heun'\]\(5\) cannot solve .*: Heun cannot start at u = 1"):
+        sdegen.compare(model, {**ADAMS, "Heun": sdegen.Heun}, x_T=normals(4, 2), calls=(5,))
+
+
+def test_a_rehearsal_asks_no_network_and_draws_nothing():
+    """Nor does it of a solver without a bar."""
+
+    @dataclass(frozen=True)
+    class Blind(sdegen.Solver):
+        def run(self, problem):
+            u = torch.full((1,), 0.5, dtype=F64)
+            (query,) = problem.model.plan(problem.y, u, None, u, u)
+            return sdegen.Result(
+                problem.model.estimate(problem.y, query, problem.cond), [problem.u_from, problem.u_to], calls=1
+            )
+
+    solvers = {"blind": lambda n: Blind(), "learned": sdegen.Ancestral, "sde": lambda n: sdegen.SDESolver(steps=n)}
+    model, noise = counting(), normals(13, 4, 2)
+    rows = sdegen.compare(model, solvers, x_T=normals(4, 2), calls=[3], noise=noise).rows
+    assert model.net.calls == sum(row.calls for row in rows) == 7
+    corrected = {"Langevin": lambda n: sdegen.Langevin(sdegen.Heun(n))}
+    sdegen.compare(model, corrected, x_T=normals(4, 2), calls=[5], noise=noise)  # 13 moves
+    state = torch.get_rng_state()
+    sdegen.compare(model, corrected, x_T=normals(4, 2), calls=[5], noise=lambda k: noise[k])
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_half_precision_is_measured_in_single():
     x_T, model = normals(16, 2).half(), ring().model(PATH)
     half, single = (sdegen.compare(model, ADAMS, x_T=x, calls=[30]).rows[0].error for x in (x_T, x_T.float()))
@@ -202,6 +266,15 @@ def test_the_table_is_aligned_and_says_what_is_not_there():
     assert lines[2].split()[:2] == ["Adams", "12"]
     assert f"{comparison.rows[1].error:.2e}" in lines[2]
     assert lines[4].split()[-2:] == ["-", "-"]
+
+
+def test_columns_stay_apart_and_small_numbers_are_seen():
+    rows = [Run("a", 123456789, 123456.7, 1.234e-5, 1.234e-7), Run("longer name", 5, 0.1, math.inf, None)]
+    head, first, second = str(sdegen.Comparison(rows)).splitlines()
+    assert first == "a            123456789  123456.7000   1.23e-05         1.23e-07"
+    assert re.split(" {2,}", head) == ["solver", "calls", "seconds", "RMS error", "energy distance"]
+    assert re.split(" {2,}", second) == ["longer name", "5", "0.1000", "inf", "-"]
+    assert re.split(" {2,}", str(sdegen.Comparison([]))) == re.split(" {2,}", head)
 
 
 X = normals(4, 2)
@@ -221,7 +294,7 @@ REFUSED = [
     ({"calls": (5.0,)}, TypeError, "every number of calls must be an integer, and 5.0 is float"),
     ({"calls": ()}, ValueError, "nothing to compare"),
     ({"x_T": X[0]}, ValueError, "x_T must have shape \\(B, ...\\)"),
-    ({"x_T": X[:0]}, ValueError, "x_T must hold at least 1 latent.*\\(0, 2\\)"),
+    ({"x_T": X[:0]}, ValueError, "x_T must hold at least one latent, .*\\(0, 2\\)"),
     ({"x_T": X * math.nan}, ValueError, "x_T holds NaN or infinite values in 4"),
     ({"noise": X}, ValueError, "noise must have shape \\(n, 4, 2\\) with n at least 5.*\\(4, 2\\)"),
     ({"noise": normals(4, 4, 2)}, ValueError, "n at least 5, the most calls, and it has \\(4, 4, 2\\)"),
@@ -236,6 +309,31 @@ REFUSED = [
     ),
     ({"data": [1.0]}, TypeError, "data must be a tensor"),
     ({"cond": 3}, TypeError, "cond must be a mapping"),
+    (
+        {"solvers": {"5": lambda n: sdegen.DPMSolver(grid=sdegen.DDPM.linear(100).respaced(n))}},
+        ValueError,
+        "solvers\\['5'\\]\\(5\\) has a grid that starts at u = 0\\.\\d+, not where x_T lies",
+    ),
+    (
+        {"reference": sdegen.ODESolver("rk4", grid=sdegen.DDPM.linear(100).respaced(9))},
+        ValueError,
+        "reference has a grid that starts at u = 0\\.\\d+, not where x_T lies",
+    ),
+    (
+        {"solvers": {**ADAMS, "Langevin": lambda n: sdegen.Langevin(sdegen.Heun(n))}, "noise": normals(10, 4, 2)},
+        ValueError,
+        "solvers\\['Langevin'\\]\\(5\\) takes 13 normals, more than noise has, 10; give a callable",
+    ),
+    (
+        {"solvers": {**ADAMS, "adaptive": lambda n: sdegen.SDESolver(adaptive=True)}, "noise": normals(5, 4, 2)},
+        ValueError,
+        "'adaptive'\\]\\(5\\) cannot solve this problem: Adaptive steps are shared .* noise= needs fixed steps",
+    ),
+    (
+        {"solvers": {**ADAMS, "high": lambda n: sdegen.Restart(sdegen.Heun(n), high=0.999)}},
+        ValueError,
+        "solvers\\['high'\\]\\(5\\) cannot solve this problem: The restart from u = 0.1 up to 0.999",
+    ),
 ]
 
 

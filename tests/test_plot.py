@@ -45,10 +45,31 @@ def test_a_figure_of_its_own_can_be_saved(tmp_path):
 
 
 def test_nothing_to_draw_is_refused():
-    with pytest.raises(ValueError, match="None of the solvers SDE, itself has an error to draw"):
-        calls_against_error(sdegen.Comparison([ROWS[2], ROWS[5]]))
+    lost, quiet, itself = Run("lost", 8, 0.1, math.inf, None), ROWS[2], ROWS[5]
+    reasons = {
+        (quiet,): "None of the solvers SDE has an error to draw: stochastic solvers have none\\.",
+        (lost, lost): "None of the solvers lost has an error to draw: that of a lost state is infinite\\.",
+        (itself,): "None of the solvers itself has an error to draw: that of the reference itself is 0\\.",
+        (
+            quiet,
+            itself,
+            lost,
+        ): "solvers SDE, itself, lost has an error to draw: stochastic.*, that of .* 0, that of a lost",
+        (): "The comparison has no rows, and there is nothing to draw",
+    }
+    for rows, words in reasons.items():
+        with pytest.raises(ValueError, match=words):
+            calls_against_error(sdegen.Comparison([*rows]))
     with pytest.raises(TypeError, match=r"comparison must be what sdegen.compare returned, and it is 3"):
         calls_against_error(3)
+    with pytest.raises(TypeError, match=r"ax must be the Axes to draw on, .* and it is \[3\]"):
+        calls_against_error(sdegen.Comparison(ROWS), [3])
+
+
+def test_a_name_with_an_underscore_is_in_the_legend():
+    rows = [ROWS[0], Run("_own", 8, 0.1, 1e-2, None)]
+    ax = calls_against_error(sdegen.Comparison(rows), Figure().subplots())
+    assert [text.get_text().strip() for text in ax.get_legend().get_texts()] == ["rk4", "_own"]
 
 
 def test_without_matplotlib_a_sentence_names_the_command(monkeypatch):

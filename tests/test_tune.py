@@ -13,6 +13,7 @@ from problems import ring
 import sdegen
 from sdegen import tuning
 from sdegen.comparison import rms_error
+from sdegen.solvers import grids
 
 PATH = sdegen.VPSDE()
 F64 = torch.float64
@@ -151,6 +152,71 @@ def test_the_conditions_reach_the_network():
     assert all(torch.equal(one, label) for one in seen)
 
 
+QUIET = [
+    (sdegen.UniPC(6), 3),
+    (sdegen.DEIS(6), 3),
+    (sdegen.Heun(6), 1),
+    (sdegen.DPMSolver(6), 3),
+    (sdegen.DDIM(6), 1),
+    (sdegen.SASolver(6, eta=0.0), 4),
+    (sdegen.StochasticAdams(6, eta=0.0), 2),
+    (sdegen.SDESolver("euler", 6, eta=0.0), 1),
+]
+
+
+@pytest.mark.parametrize(("solver", "orders"), QUIET, ids=[type(solver).__name__ for solver, _ in QUIET])
+def test_every_solver_without_noise_is_tuned_in_the_orders_that_it_has(solver, orders, monkeypatch):
+    tried = []
+
+    def counting(model, x_T, candidate, **options):
+        tried.append(candidate)
+        return sdegen.solve(model, x_T, candidate, **options)
+
+    monkeypatch.setattr(tuning, "solve", counting)
+    model, pilots = ring().model(PATH), normals(32, 2)
+    tuned = sdegen.tune(model, solver, pilots)
+    assert (type(tuned), tuned.steps) == (type(solver), 6)
+    assert len(tried) == 1 + 10 * orders
+    fine = sdegen.decode(model, pilots, FINE)
+    left, own = (rms_error(sdegen.solve(model, pilots, one).x, fine) for one in (tuned, solver))
+    assert left <= own
+
+
+def test_no_grid_of_the_list_is_refused():
+    for path in (sdegen.CondOT(), PATH, sdegen.VESDE(), sdegen.DDPM.linear(100)):
+        for predicts in ("eps", "data", "velocity"):
+            model = sdegen.ScoreModel(lambda x, t: x, path, predicts)
+            for grid in tuning.GRIDS:
+                for steps in (1, 2, 50, 1000):
+                    high, low = path.ends[::-1]
+                    assert len(grids.lay(grid, model, high, low, steps).u) == steps + 1
+
+
+def test_an_error_of_the_network_comes_through():
+    shown = []
+
+    def net(x, t):
+        shown.append(float(t[0]))
+        if len(shown) == 1 + fine + 7 + 3:  # in the first candidate
+            raise ValueError("the network's own")
+        return 0.5 * x
+
+    model, fine = sdegen.ScoreModel(net, PATH), -99
+    sdegen.decode(model, normals(4, 2), FINE)
+    fine = len(shown)
+    shown.clear()
+    with pytest.raises(ValueError, match="the network's own"):
+        sdegen.tune(model, sdegen.Adams(7), normals(4, 2))
+
+
+def test_a_path_that_the_solver_refuses_is_refused_before_the_first_network_call():
+    def net(x, t):
+        raise AssertionError("asked")
+
+    with pytest.raises(ValueError, match="DEIS cannot start at u = 1"):
+        sdegen.tune(sdegen.ScoreModel(net, sdegen.CondOT(), "velocity"), sdegen.DEIS(5), normals(4, 2))
+
+
 def test_it_costs_what_it_says():
     class Net(torch.nn.Module):
         calls = 0
@@ -178,7 +244,9 @@ REFUSED = [
         TypeError,
         "tune measures .* a solver of the ODE.*StochasticAdams",
     ),
-    (sdegen.SDESolver("euler", 5, eta=0.0), normals(4, 2), TypeError, "tune measures .*SDESolver.* is none"),
+    (sdegen.SDESolver("euler", 50), normals(4, 2), TypeError, "tune measures .*SDESolver.* is none"),
+    (sdegen.SASolver(50), normals(4, 2), TypeError, "tune measures .*SASolver.* is none"),
+    (sdegen.DDIM(), normals(4, 2), ValueError, "tune chooses the grid of a solver with fixed steps"),
     (5, normals(4, 2), TypeError, "tune measures .* and 5 is none"),
     (
         sdegen.ODESolver("dopri5"),

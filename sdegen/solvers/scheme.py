@@ -144,12 +144,13 @@ class Scheme(Solver):
 
 def stepping(scheme: Scheme, problem: Problem, u: Tensor, t: Tensor, moves: Sequence[Move]) -> MemoryStep:
     """The step of `march` from knot to knot, its questions planned and its numbers moved at once."""
+    std: list[Tensor | None] = [None] * len(moves)
     if any(move.rows[-1].std for move in moves):
         problem.model.needs_score(type(scheme).__name__)
+        levels = torch.tensor([move.rows[-1].std for move in moves], dtype=torch.float64).to(problem.y).unbind(0)
+        std = [level if move.rows[-1].std else None for level, move in zip(levels, moves, strict=True)]
     queries = _planned(scheme, problem, u, t, moves)
     answer = _answering(problem)
-    levels = torch.tensor([move.rows[-1].std for move in moves], dtype=torch.float64).to(problem.y).unbind(0)
-    std = [level if move.rows[-1].std else None for level, move in zip(levels, moves, strict=True)]
 
     def step(k: int, y: Tensor, ask: Ask, memory: Memory) -> tuple[tuple[Tensor, Tensor | None], Memory]:
         _, rows, kept = moves[k]

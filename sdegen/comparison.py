@@ -218,7 +218,6 @@ def energy_distance(x: Tensor, y: Tensor) -> float:
         raise ValueError(
             f"The energy distance takes two samples or more of one shape, not {tuple(x.shape)} and {tuple(y.shape)}."
         )
-
     dtype = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
     a, b = a.detach().to(dtype), b.detach().to(dtype)
     across = _sum_of_distances(a, b) / (len(a) * len(b))

@@ -128,9 +128,16 @@ def sample(
             raise ValueError(f"x_T must have the shape of the samples, {shape}, and it has {tuple(start.shape)}.")
     received, noise = _network_arguments(cond), _checked_noise(noise, solver)
     with solving(model, differentiable):
-        y, shared = straight(model, start, ends[0], differentiable), _checks.shared_names(cond)
         problem = Problem(
-            model, y, *ends, received, noise, generator, False, progress, None, 1, checkpoint_every, shared
+            model,
+            straight(model, start, ends[0], differentiable),
+            *ends,
+            received,
+            noise,
+            generator,
+            progress=progress,
+            checkpoint_every=checkpoint_every,
+            shared=_checks.shared_names(cond),
         )
         result = checked_result(solver.run(problem), solver) if len(start) else _empty(problem)
         return (scale_at(model, result.u[-1]) * result.y).to(dtype)
@@ -278,9 +285,17 @@ def solve(
     _checks.generators(generator, len(x), x.device)
     received, noise = _network_arguments(cond), _checked_noise(noise, solver)
     with solving(model, differentiable):
-        y, shared = straight(model, x, ends[0], differentiable), _checks.shared_names(cond)
         problem = Problem(
-            model, y, *ends, received, noise, generator, trajectory, progress, None, 1, checkpoint_every, shared
+            model,
+            straight(model, x, ends[0], differentiable),
+            *ends,
+            received,
+            noise,
+            generator,
+            trajectory,
+            progress,
+            checkpoint_every=checkpoint_every,
+            shared=_checks.shared_names(cond),
         )
         result = checked_result(solver.run(problem), solver) if len(x) else _empty(problem)
         return _solution(model, result, x.dtype)

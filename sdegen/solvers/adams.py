@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from sdegen import _checks
-from sdegen.solvers.grids import Grid, Layout, PowerGrid, StretchedGrid, quadrature
+from sdegen.solvers.grids import Layout, PowerGrid, StretchedGrid, quadrature
 from sdegen.solvers.multistep import Multistep
 from sdegen.solvers.scheme import Row
 
@@ -48,16 +48,12 @@ class Adams(Multistep):
     order: int | None = None
 
     solves_ode = True
+    own_grid = StretchedGrid()
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.order is not None:
             _checks.whole("order", self.order, most=4)
-
-    @property
-    def own_grid(self) -> Grid:
-        """See `Scheme.own_grid`."""
-        return StretchedGrid()
 
     def predictor(self, knots: Layout) -> list[Row]:
         """Adams-Bashforth: the answers at a step's first knot and before."""
@@ -116,6 +112,7 @@ class StochasticAdams(Multistep):
     eta: float = field(default=1.0, kw_only=True)
 
     asks = "data"
+    own_grid = PowerGrid(4)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -126,11 +123,6 @@ class StochasticAdams(Multistep):
     def follows_ode(self) -> bool:
         """See `Solver.follows_ode`."""
         return self.eta == 0
-
-    @property
-    def own_grid(self) -> Grid:
-        """See `Scheme.own_grid`."""
-        return PowerGrid(4)
 
     def predictor(self, knots: Layout) -> list[Row]:
         """The exact integrals of 1 and of u under e^(l - eta^2 (l_v - l)), finite at u = 1 and at v = 0."""

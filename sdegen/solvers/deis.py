@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from sdegen import _checks
 from sdegen.solvers.exponential import FEW, noise_rows, ramped
-from sdegen.solvers.grids import Grid, Layout, PowerGrid
+from sdegen.solvers.grids import Layout, PowerGrid
 from sdegen.solvers.multistep import Multistep
 from sdegen.solvers.scheme import Row
 
@@ -27,7 +27,7 @@ class DEIS(Multistep):
     Args:
         steps: number of steps, and of network calls; may be left out with a tensor `grid`.
         order: answers that a step uses, 1 to 3.
-        grid: where it steps, `PowerGrid(1.5)` by default; on VP `PowerGrid(2, "t")` is a little better.
+        grid: where it steps, `PowerGrid(1.5)` by default; on VP `PowerGrid(2, "t")` is as good.
 
     Raises:
         TypeError: an option of another type.
@@ -41,16 +41,12 @@ class DEIS(Multistep):
 
     asks = "noise"
     follows_ode = True
+    own_grid = PowerGrid(1.5)
     from_pure_noise = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _checks.whole("order", self.order, most=3)
-
-    @property
-    def own_grid(self) -> Grid:
-        """See `Scheme.own_grid`."""
-        return PowerGrid(1.5)
 
     def predictor(self, knots: Layout) -> list[Row]:
         """See `Multistep.predictor`."""

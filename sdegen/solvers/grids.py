@@ -57,7 +57,7 @@ def quadrature() -> tuple[Tensor, Tensor]:
         return torch.from_numpy(0.5 * (x + 1)), torch.from_numpy(0.5 * weights)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Layout:
     """A grid on a problem, float64 on the CPU.
 
@@ -241,10 +241,8 @@ class StretchedGrid(Grid):
 
         @cache
         def table() -> tuple[Tensor, ...]:
-            share = (
-                torch.sin(torch.linspace(0, math.pi / 2, TABLE + 1, dtype=torch.float64)) ** 2
-            )  # crowded at both ends
-            u = low + (high - low) * share
+            angle = torch.linspace(0, math.pi / 2, TABLE + 1, dtype=torch.float64)
+            u = low + (high - low) * torch.sin(angle) ** 2  # crowded at both ends
             A = model.gain(u.clamp(max(low, min(0.5, high)), high)) ** self.gain
             A = A.nan_to_num(posinf=float(A[A.isfinite()].max()))  # a singular end is refused by the query there
             q = u**power
@@ -339,9 +337,8 @@ def _checked(laid: object, grid: object, steps: int, high: float, low: float) ->
     if not isinstance(laid, Layout) or not all(isinstance(n, Tensor) and n.ndim == 1 for n in (laid.u, laid.t)):
         raise TypeError(f"lay of {grid!r} must return a Layout(u, t, clock) of 1-D tensors, and it gave {laid!r}.")
     u, t = (n.detach().to("cpu", torch.float64).clone() for n in (laid.u, laid.t))
-    near = 1e-6
-    ends = len(u) == len(t) == steps + 1 and abs(float(u[0]) - high) <= near and abs(float(u[-1]) - low) <= near
-    if not (ends and bool((torch.diff(u) < 0).all())):
+    meets = len(u) == len(t) == steps + 1 and max(abs(float(u[0]) - high), abs(float(u[-1]) - low)) <= 1e-6
+    if not (meets and bool((torch.diff(u) < 0).all())):
         raise ValueError(
             f"{grid!r} must lay {steps + 1} knots, each below the one before, from u = {high} to {low}, each with its "
             f"time, and it laid u = {u.tolist()}, t = {t.tolist()}."

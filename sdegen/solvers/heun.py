@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sdegen.solvers.grids import Grid, PowerGrid
+from sdegen.solvers.grids import PowerGrid
 from sdegen.solvers.onestep import OneStep, Stage
 from sdegen.solvers.scheme import Row
 
@@ -36,12 +36,8 @@ class Heun(OneStep):
 
     asks = "noise"
     follows_ode = True
+    own_grid = PowerGrid(2, "t")
     from_pure_noise = False
-
-    @property
-    def own_grid(self) -> Grid:
-        """See `Scheme.own_grid`."""
-        return PowerGrid(2, "t")
 
     def stages(self, u: float, v: float) -> list[Stage]:
         """See `OneStep.stages`."""

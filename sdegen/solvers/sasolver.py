@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from sdegen import _checks
 from sdegen.solvers.exponential import data_rows, ramped, rising_moments
-from sdegen.solvers.grids import Grid, Layout, PowerGrid
+from sdegen.solvers.grids import Layout, PowerGrid
 from sdegen.solvers.multistep import Multistep
 from sdegen.solvers.scheme import Row
 
@@ -47,6 +47,7 @@ class SASolver(Multistep):
     eta: float = field(default=1.0, kw_only=True)
 
     asks = "data"
+    own_grid = PowerGrid(4)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -60,11 +61,6 @@ class SASolver(Multistep):
     def follows_ode(self) -> bool:
         """See `Solver.follows_ode`."""
         return self.eta == 0
-
-    @property
-    def own_grid(self) -> Grid:
-        """See `Scheme.own_grid`."""
-        return PowerGrid(4)
 
     def predictor(self, knots: Layout) -> list[Row]:
         """See `Multistep.predictor`."""

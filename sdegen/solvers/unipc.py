@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from sdegen import _checks
 from sdegen.solvers.exponential import data_rows, midpoint_moments, ramped
-from sdegen.solvers.grids import Grid, Layout, PowerGrid
+from sdegen.solvers.grids import Layout, PowerGrid
 from sdegen.solvers.multistep import Multistep
 from sdegen.solvers.scheme import Row
 
@@ -42,15 +42,11 @@ class UniPC(Multistep):
 
     asks = "data"
     follows_ode = True
+    own_grid = PowerGrid(1.5)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _checks.whole("order", self.order, most=3)
-
-    @property
-    def own_grid(self) -> Grid:
-        """See `Scheme.own_grid`."""
-        return PowerGrid(1.5)
 
     def predictor(self, knots: Layout) -> list[Row]:
         """See `Multistep.predictor`."""

@@ -1,28 +1,37 @@
 """Whether a network can be trusted with a log-density: its gradient is there, and it answers alike when asked again.
 
-A log-density needs z . J z of the network, and one that hides its gradient (torch.no_grad, detach, a conversion out of
-torch) gives a number that is silently wrong. So z . J z by autograd is held against the central difference
+A log-density needs products with the Jacobian J of the network f, and one that hides its gradient (torch.no_grad,
+detach, a conversion out of torch) gives a number that is silently wrong. So autograd is held against the central
+difference along random signs z, and against the two one-sided ones,
 
-    z . [ f(y + h z) - f(y - h z) ] / (2h)
+    D = [ f(y + h z) - f(y - h z) ] / (2h)        S = [ f(y + h z) - 2 f(y) + f(y - h z) ] / (2h)
 
-at states typical of clocks all along the path, in three network calls on a few rows: one with gradients, one at y + h z
-for every step h and at y again, one at y - h z. An honest network agrees at one of the steps on some of the rows,
-however rough it is; one that hides its gradient at a clock agrees on none there. What was found is remembered until
-the network changes.
+at states y typical of clocks all along the path. D = J z where f is smooth and h small, and S, half of what the
+one-sided differences disagree by, tells how far D may be wrong: curvature, kinks and rounding all show in it. The
+product taken by autograd is w . J z with w = D/|D|, which is |D| for an honest network and 0 for a blind one, in every
+dimension: no luck of the signs can hide it.
+
+Steps follow the precision that the network has, not the one that it declares. Rounding to half precision, by autocast
+inside the network or by its own dtype, drowns a small step: then S is as large as D, and the differences are taken at
+large steps, where |S| alone says how far to believe them. All of it costs three network calls on a few rows. What was
+found is remembered until the network changes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sdegen import _checks
 from sdegen._shapes import like, signs, sum_event
-from sdegen.models.base import Model, Query
+from sdegen.models.base import Model, Query, prediction_row
 from sdegen.models.model import ScoreModel
 from sdegen.solvers.divergence import PROBES_AT_ONCE
 
@@ -33,9 +42,20 @@ FRACTIONS_OF_TIME = (0.05, 0.35, 0.65, 0.95)
 ROWS = 3
 """Samples looked at, at each of these clocks."""
 
-_STEPS = {torch.float64: ((1e-3, 1e-5), 1e-3), torch.float32: ((1e-2, 1e-3, 1e-4), 1e-2)}
-"""Finite-difference steps and the relative disagreement allowed, by the network's precision."""
-_HALF = ((0.3, 0.1), 0.3)
+_STEPS = {torch.float64: (1e-5, 1e-3), torch.float32: (1e-4, 1e-3, 1e-2)}
+"""Finite-difference steps in units of the data's scale, by the precision that the network declares; first the finest."""
+_TOLERANCE = {torch.float64: 1e-3, torch.float32: 1e-2}
+"""The relative disagreement allowed at these steps."""
+_LARGE_STEPS = (0.1, 0.3, 1.0)
+"""The steps for a network that rounds to half precision."""
+_DROWNED = 0.5
+"""|S|/|D| at the finest step, beyond which rounding drowns it."""
+_ONE_SIDED = 2.0
+"""How many times |S| the central difference may be wrong by: 1 at a kink, less where f is smooth."""
+_RESOLVED = 0.5
+"""The part of |D| that may be put down to S: a gradient that is hidden disagrees by all of |D|."""
+_FLAT = 0.1
+"""Rows where f moves less than so much of the most at their clock are no evidence."""
 
 _CUT = (Tensor, _checks.Shared, int, float, str, type(None))
 """Conditions that are known to be rows, or known not to be."""
@@ -45,12 +65,13 @@ _known: WeakKeyDictionary[object, dict[object, tuple[object, int]]] = WeakKeyDic
 
 
 def products_at_once(
-    model: Model, y: Tensor, ends: tuple[float, float], cond: Mapping[str, object], probes: int
+    model: Model, y: Tensor, ends: tuple[float, float], cond: Mapping[str, object], probes: int, check: bool = True
 ) -> int:
     """How many products with the Jacobian one backward pass may take: PROBES_AT_ONCE, or 1 for some fused kernels.
 
-    Three network calls the first time a network is met, none after that until its modules, its weights, the kinds of
-    its conditions or the part of the path change.
+    Three network calls the first time a network is met, five or more where its conditions cannot be cut and it rounds
+    to half precision, none after that until its modules, its weights, the kinds of its conditions or the part of the
+    path change.
 
     Args:
         model: the model whose log-density is wanted.
@@ -58,37 +79,84 @@ def products_at_once(
         ends: the clocks between which they will move.
         cond: what the network receives; where that cannot be cut into rows, a list or a mapping, it sees the whole
             batch, at one clock.
-        probes: how many products will be wanted.
+        probes: how many products will be wanted; one or two take a backward pass each.
+        check: whether the network's gradient is held against finite differences; without it the first of the three
+            calls is made alone, and that only for more than two probes.
+
+    Returns:
+        the number of products.
 
     Raises:
         ValueError: the network blocks gradients, or gives two answers to one question.
         NonFiniteError: its output is NaN or infinite.
     """
-    if any(tensor.is_inference() for tensor in (*model.parameters(), *model.buffers())):
-        raise ValueError(
-            "The model's parameters were made inside torch.inference_mode, which keeps gradients from them for ever; a "
-            "log-density needs one in x: build or load the model outside."
-        )
     network = model.net if isinstance(model, ScoreModel) else model
+    state = _state_of(network)
+    several = probes > 2
+    if not (check or several):
+        return 1
     kinds = tuple((name, type(value), getattr(value, "dtype", None)) for name, value in cond.items())
-    key = (model.predicts, model.path, y.dtype, tuple(y.shape[1:]), y.device, probes > 1, ends, kinds)
+    key = (model.predicts, model.path, y.dtype, tuple(y.shape[1:]), y.device, several, check, ends, kinds)
     try:
         hash(key)
         remembered = _known.setdefault(network, {})
     except TypeError:  # nothing can be remembered about what has no hash or no weak reference
         remembered = {}
-    state = _state_of(network)
     if key not in remembered or remembered[key][0] != state:
-        remembered[key] = state, _looked_at(_Look.at(model, y, ends, cond), probes)
+        with uncompiled():
+            remembered[key] = state, _looked_at(_Look.at(model, y, ends, cond), several, check)
     return remembered[key][1]
 
 
+def uncompiled() -> AbstractContextManager[None]:
+    """Inside, networks made by torch.compile run as they were written.
+
+    The backward pass of a compiled network can be taken once, for one product, and not be differentiated: a solve with
+    one product a query may leave it compiled, every other one enters this. It does nothing where nothing was compiled,
+    and before torch 2.6, where no such switch exists.
+    """
+    if "torch._dynamo" not in sys.modules or not hasattr(torch.compiler, "set_stance"):
+        return nullcontext()
+    stance: AbstractContextManager[None] = torch.compiler.set_stance("force_eager")
+    return stance
+
+
+@contextmanager
+def twice_differentiable() -> Iterator[None]:
+    """Inside, a network's answer can be differentiated twice: attention by plain products, nothing compiled.
+
+    The kernels of fused attention have one derivative alone. Which kernel runs is decided in the forward pass, so this
+    belongs around the network call; a checkpoint that recomputes the call must enter it again.
+    """
+    with sdpa_kernel(SDPBackend.MATH), uncompiled():
+        yield
+
+
 def _state_of(network: object) -> object:
-    """Which modules a network is made of, and which weights they hold: training or a new part changes it."""
+    """Which modules a network is made of, and which weights they hold: training or a new part changes it.
+
+    Raises:
+        ValueError: weights made in inference mode, which can never be differentiated.
+    """
     if not isinstance(network, nn.Module):
         return None
-    weights = (*network.parameters(), *network.buffers())
-    return [*map(id, network.modules())], [(w.data_ptr(), w._version, w.dtype) for w in weights]
+    modules = list(network.modules())
+    try:
+        return [*map(id, modules)], [(w.data_ptr(), w._version, w.dtype) for w in _weights(modules)]
+    except RuntimeError as error:  # they have no version either
+        if not any(w.is_inference() for w in _weights(modules)):
+            raise
+        raise ValueError(
+            "The model's parameters were made inside torch.inference_mode, which keeps gradients from them for ever; a "
+            "log-density needs one in x: build or load the model outside."
+        ) from error
+
+
+def _weights(modules: list[nn.Module]) -> Iterator[Tensor]:
+    """Their parameters and buffers, without the names that `parameters()` walks through."""
+    for module in modules:
+        for held in (module._parameters, module._buffers):
+            yield from (w for w in held.values() if w is not None)
 
 
 @dataclass
@@ -116,7 +184,7 @@ class _Look:
         at = like(u.to(y), y)
         # a state typical of this clock, where the network was trained
         states = (1 - at) * y[which.to(y.device)] + at * noise.repeat(len(clocks), *[1] * (y.ndim - 1))
-        query = model.plan(states, u, None, -torch.ones_like(u), torch.ones_like(u)).rows(slice(None), states)
+        query = model.plan(states, u, None, *_question(model, u)).rows(slice(None), states)
 
         def received(times: int) -> Mapping[str, object]:
             if whole:
@@ -125,13 +193,30 @@ class _Look:
 
         return cls(model, states, z.repeat(len(clocks), *[1] * (y.ndim - 1)), query, clocks, received, not whole)
 
+    @property
+    def scale(self) -> float:
+        """The size of the states, at least 1: the unit of the steps."""
+        return max(1.0, float(self.y.square().mean().sqrt()))
+
     def ask(self, states: Tensor) -> Tensor:
-        """The slopes at these states, the rows several times over: one network call."""
+        """f at these states, the rows several times over: one network call."""
         return self.model.estimate(states, self.query, self.cond(len(states) // len(self.y)))
 
+    def around(self, steps: tuple[float, ...], again: bool = False) -> Tensor:
+        """f at y + h z for each step and at y - h z, and at last at y `again`: in one network call where that may be.
+
+        Returns:
+            the values, (2 steps + again, n, *event).
+        """
+        moves = [self.scale * h * self.z for h in steps]
+        states = [self.y + move for move in moves] + [self.y - move for move in moves] + [self.y] * again
+        if self.repeatable:
+            return self.ask(torch.cat(states)).reshape(-1, *self.y.shape)
+        return torch.stack([self.ask(state) for state in states])
+
     def per_clock(self, values: Tensor) -> Tensor:
-        """Sums of row values (..., n) at each clock, (..., clocks)."""
-        return values.reshape(*values.shape[:-1], len(self.clocks), -1).sum(-1)
+        """Row values (..., n) at each clock, (..., clocks, rows)."""
+        return values.reshape(*values.shape[:-1], len(self.clocks), -1)
 
 
 def _clocks(model: Model, ends: tuple[float, float]) -> Tensor:
@@ -142,54 +227,115 @@ def _clocks(model: Model, ends: tuple[float, float]) -> Tensor:
     return torch.cat([u[0] + (u[1] - u[0]) * on_clock, model.path.clock(t[0] + (t[1] - t[0]) * in_time)])
 
 
-def _looked_at(look: _Look, probes: int) -> int:
+def _question(model: Model, u: Tensor) -> tuple[Tensor, Tensor]:
+    """The factors (c, d) of E[x | y] and E[eps | y] to ask for: what the network itself predicts, else the slope.
+
+    In the slope stands a multiple of y beside the network's answer, behind whose derivative a hidden one would drown.
+    """
+    if model.predicts is None:
+        return -torch.ones_like(u), torch.ones_like(u)
+    r = model.path.scale(u)
+    a, b, _ = prediction_row(model.predicts, model.path, model.path.time(u), (1 - u) * r, u * r)
+    return a, b
+
+
+def _looked_at(look: _Look, several: bool, check: bool) -> int:
     """How many products one backward pass may take, after a ValueError unless autograd and differences agree."""
-    y, z = look.y, look.z
     with torch.enable_grad():
-        leaf = y.detach().requires_grad_(True)
+        leaf = look.y.detach().requires_grad_(True)
         value = look.ask(leaf)
-    (product,) = torch.autograd.grad(value, leaf, z, retain_graph=True)
-    at_once = _batched(value, leaf, z) if probes > 1 else 1
-    value, product = value.detach(), sum_event(product * z)
-    dtype = max(y.dtype, look.model.working_dtype(y.dtype), key=lambda d: torch.finfo(d).eps)  # the coarser of the two
-    steps, tolerance = _STEPS.get(dtype, _HALF)
-    steps = steps if look.repeatable else steps[:1]
-    scale = max(1.0, float(y.square().mean().sqrt()))
-    moves = [scale * h * z for h in steps]
-    forward = look.ask(torch.cat([y + move for move in moves] + [y] * look.repeatable)).reshape(-1, *y.shape)
-    backward = look.ask(torch.cat([y - move for move in moves])).reshape(-1, *y.shape)
-    if look.repeatable and bool((forward[-1] - value).abs().sum() > 0.01 * value.abs().sum()):
-        raise ValueError(
-            "The network gives two different answers to one question: is there dropout that eval() misses?"
-        )
-    difference = torch.stack(
-        [sum_event(z * (f - b)) / (2 * scale * h) for f, b, h in zip(forward, backward, steps, strict=False)]
-    )
-    rounding = torch.stack(
-        [4 * torch.finfo(dtype).eps * (sum_event(value.abs()) / (scale * h) + product.abs()) for h in steps]
-    )
-    allowed = tolerance * (product.abs() + difference.abs()) + rounding
-    agree = look.per_clock(((product - difference).abs() <= allowed).any(0))  # rows, at one of the steps
-    wrong = (agree == 0).nonzero().flatten().tolist()
-    if wrong:
-        _refuse(look, product, difference, wrong[0])
+    at_once = _batched(value, leaf, look.z) if several else 1
+    if check:
+        _check(look, value, leaf)
     return at_once
-
-
-def _refuse(look: _Look, product: Tensor, difference: Tensor, clock: int) -> None:
-    by_autograd, by_difference = look.per_clock(product)[clock], look.per_clock(difference)[-1, clock]
-    _checks.finite_state(difference[-1][:, None], float(look.clocks[clock]))
-    raise ValueError(
-        "The network blocks gradients with respect to its input (torch.no_grad, detach, or a conversion out of torch): "
-        f"z . J z is {float(by_autograd):.4g} by autograd and {float(by_difference):.4g} by finite differences, "
-        "so its log-density would be wrong."
-    )
 
 
 def _batched(value: Tensor, leaf: Tensor, z: Tensor) -> int:
     """Whether the network's backward pass can be batched: some fused kernels cannot."""
+    both = torch.stack([z, z])
     try:
-        torch.autograd.grad(value, leaf, torch.stack([z, z]), retain_graph=True, is_grads_batched=True)
+        torch.autograd.grad(value, leaf, both, retain_graph=True, is_grads_batched=True)
     except RuntimeError:
         return 1
     return PROBES_AT_ONCE
+
+
+@dataclass
+class _Differences:
+    """Norms along the directions z at each step h: of D, of S and of what autograd and D disagree by, (steps, n)."""
+
+    h: Tensor
+    size: Tensor
+    spread: Tensor
+    error: Tensor
+
+    @classmethod
+    def of(cls, look: _Look, steps: tuple[float, ...], values: Tensor, value: Tensor, leaf: Tensor) -> _Differences:
+        """Those of the `values` that `around` gave; `value` is f(leaf), with its graph."""
+        forward, backward = values[: len(steps)], values[len(steps) : 2 * len(steps)]
+        h = torch.tensor(steps, dtype=value.dtype, device=value.device)[:, None] * look.scale
+        D = (forward - backward).flatten(2) / (2 * h[..., None])
+        S = (forward - 2 * value.detach() + backward).flatten(2) / (2 * h[..., None])
+        size, z = D.norm(dim=2), look.z.flatten(1)
+        w = torch.where(size[..., None] > 0, D / size[..., None], z / z.norm(dim=1, keepdim=True))
+        by_autograd = torch.stack([sum_event(_product(value, leaf, row) * look.z) for row in w])
+        return cls(h, size, S.norm(dim=2), (by_autograd - size).abs())
+
+    def drowned(self) -> bool:
+        """Whether the network rounds the steps away."""
+        return bool(self.spread.square().sum() >= _DROWNED**2 * self.size.square().sum())
+
+    def agree(self, look: _Look, value: Tensor, dtype: torch.dtype) -> Tensor:
+        """Whether autograd and D agree on some row at some step, (clocks,)."""
+        size = look.per_clock(self.size)
+        spread = look.per_clock(self.spread).square().mean(-1, keepdim=True).sqrt()
+        rounding = 4 * torch.finfo(dtype).eps * (value.flatten(1).norm(dim=1) / self.h + self.size)
+        allowed = torch.maximum(_TOLERANCE[dtype] * size, torch.minimum(_ONE_SIDED * spread, _RESOLVED * size))
+        right = look.per_clock(self.error) <= allowed + look.per_clock(rounding)
+        moves = size >= _FLAT * size.amax(-1, keepdim=True)
+        return (right & moves).any(-1).any(0)
+
+
+def _product(value: Tensor, leaf: Tensor, w: Tensor) -> Tensor:
+    """w J, shaped like `leaf`."""
+    with torch.enable_grad():
+        total = (value * w.reshape(value.shape)).sum()
+    return torch.autograd.grad(total, leaf, retain_graph=True)[0]
+
+
+def _check(look: _Look, value: Tensor, leaf: Tensor) -> None:
+    """A ValueError unless autograd and differences agree at every clock."""
+    dtype = max(value.dtype, look.model.working_dtype(value.dtype), key=lambda d: torch.finfo(d).eps)  # the coarser
+    dtype = torch.promote_types(dtype, torch.float32)
+    steps, more = _STEPS[dtype][:1], _STEPS[dtype][1:]
+    values = look.around(steps, again=look.repeatable)
+    if look.repeatable:
+        _refuse_random(values[-1], value.detach())
+    seen = [_Differences.of(look, steps, values, value, leaf)]
+    if seen[0].drowned():
+        seen, more = [], _LARGE_STEPS
+    elif not look.repeatable:
+        more = ()
+    if more:
+        seen.append(_Differences.of(look, more, look.around(more), value, leaf))
+    agree = torch.stack([part.agree(look, value.detach(), dtype) for part in seen]).any(0)
+    wrong = (~agree).nonzero().flatten().tolist()
+    if wrong:
+        _refuse(look, seen[-1], wrong[0])
+
+
+def _refuse_random(again: Tensor, value: Tensor) -> None:
+    if bool((again - value).abs().sum() > 0.01 * value.abs().sum()):
+        raise ValueError(
+            "The network gives two different answers to one question: is there dropout that eval() misses?"
+        )
+
+
+def _refuse(look: _Look, seen: _Differences, clock: int) -> None:
+    size, error = (look.per_clock(part[0])[clock] for part in (seen.size, seen.error))
+    _checks.finite_state(size[:, None], float(look.clocks[clock]))
+    raise ValueError(
+        "The network blocks gradients with respect to its input (torch.no_grad, detach, or a conversion out of torch): "
+        f"its change along a direction is {float(size.max()):.4g} by finite differences, and autograd is off by "
+        f"{float(error[size.argmax()]):.4g}, so its log-density would be wrong."
+    )

@@ -43,7 +43,7 @@ ROWS = 3
 """Samples looked at, at each of these clocks."""
 
 _STEPS = {torch.float64: (1e-5, 1e-3), torch.float32: (1e-4, 1e-3, 1e-2)}
-"""Finite-difference steps in units of the data's scale, by the precision that the network declares; first the finest."""
+"""Finite-difference steps in units of the data's scale, by the precision that the network declares."""
 _TOLERANCE = {torch.float64: 1e-3, torch.float32: 1e-2}
 """The relative disagreement allowed at these steps."""
 _LARGE_STEPS, _LARGE_TOLERANCE = (0.03, 0.1, 0.3, 1.0), 0.25
@@ -289,7 +289,7 @@ class _Differences:
         """Whether autograd and D agree on some row at some step, (clocks,)."""
         size = look.per_clock(self.size)
         spread = look.per_clock(self.spread).square().mean(-1, keepdim=True).sqrt()
-        floor = look.per_clock(rounding / self.h) 
+        floor = look.per_clock(rounding / self.h)
         allowed = torch.maximum(tolerance * size, torch.minimum(_ONE_SIDED * spread, _RESOLVED * size))
         right = look.per_clock(self.error) <= allowed + floor
         most = size.amax(-1, keepdim=True)

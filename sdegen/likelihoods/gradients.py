@@ -20,9 +20,10 @@ found is remembered until the network changes.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import starmap
 from weakref import WeakKeyDictionary
 
 import torch
@@ -60,6 +61,9 @@ _FLAT = 0.1
 _CUT = (Tensor, _checks.Shared, int, float, str, type(None))
 """Conditions that are known to be rows, or known not to be."""
 
+Question = tuple[Tensor, Query, Mapping[str, object]]
+"""The arguments of `Model.estimate`."""
+
 _known: WeakKeyDictionary[object, dict[object, tuple[object, int]]] = WeakKeyDictionary()
 """For every network looked at before: the state it was in, and how many products one backward pass may take."""
 
@@ -69,8 +73,8 @@ def products_at_once(
 ) -> int:
     """How many products with the Jacobian one backward pass may take: PROBES_AT_ONCE, or 1 for some fused kernels.
 
-    Three network calls the first time a network is met, five or more where its conditions cannot be cut and it rounds
-    to half precision, none after that until its modules, its weights, the kinds of its conditions or the part of the
+    Three network calls the first time a network is met, eleven if its conditions cannot be cut and it rounds to half
+    precision, none after that until its modules, its weights, the kinds of its conditions or the part of the
     path change.
 
     Args:
@@ -198,21 +202,15 @@ class _Look:
         """The size of the states, at least 1: the unit of the steps."""
         return max(1.0, float(self.y.square().mean().sqrt()))
 
-    def ask(self, states: Tensor) -> Tensor:
-        """f at these states, the rows several times over: one network call."""
-        return self.model.estimate(states, self.query, self.cond(len(states) // len(self.y)))
+    def question(self, states: Tensor) -> Question:
+        """What `estimate` takes for these states, the rows several times over."""
+        return states, self.query, self.cond(len(states) // len(self.y))
 
-    def around(self, steps: tuple[float, ...], again: bool = False) -> Tensor:
-        """f at y + h z for each step and at y - h z, and at last at y `again`: in one network call where that may be.
-
-        Returns:
-            the values, (2 steps + again, n, *event).
-        """
+    def around(self, steps: Sequence[float], again: bool = False) -> list[Question]:
+        """The questions at y + h z for each step h, at y - h z, and at last at y `again`: one question where it can."""
         moves = [self.scale * h * self.z for h in steps]
         states = [self.y + move for move in moves] + [self.y - move for move in moves] + [self.y] * again
-        if self.repeatable:
-            return self.ask(torch.cat(states)).reshape(-1, *self.y.shape)
-        return torch.stack([self.ask(state) for state in states])
+        return [self.question(torch.cat(states))] if self.repeatable else [self.question(state) for state in states]
 
     def per_clock(self, values: Tensor) -> Tensor:
         """Row values (..., n) at each clock, (..., clocks, rows)."""
@@ -241,12 +239,28 @@ def _question(model: Model, u: Tensor) -> tuple[Tensor, Tensor]:
 
 def _looked_at(look: _Look, several: bool, check: bool) -> int:
     """How many products one backward pass may take, after a ValueError unless autograd and differences agree."""
+    estimate = look.model.estimate  # called from here, so that no frame stands between
     with torch.enable_grad():
         leaf = look.y.detach().requires_grad_(True)
-        value = look.ask(leaf)
+        value = estimate(*look.question(leaf))
     at_once = _batched(value, leaf, look.z) if several else 1
-    if check:
-        _check(look, value, leaf)
+    if not check:
+        return at_once
+    dtype = max(value.dtype, look.model.working_dtype(value.dtype), key=lambda d: torch.finfo(d).eps)  # the coarser
+    dtype = torch.promote_types(dtype, torch.float32)
+    finest, *more = _STEPS[dtype]
+    tolerance = _TOLERANCE[dtype]
+    values = torch.cat([*starmap(estimate, look.around([finest], again=look.repeatable))])
+    if look.repeatable:
+        _refuse_random(values[-len(value) :], value.detach())
+    seen = [_Differences.of(look, [finest], values, value, leaf)]
+    if seen[0].drowned():
+        seen, more, tolerance = [], [*_LARGE_STEPS], _LARGE_TOLERANCE
+    if look.repeatable or not seen:
+        values = torch.cat([*starmap(estimate, look.around(more))])
+        seen.append(_Differences.of(look, more, values, value, leaf))
+    rounding = 4 * torch.finfo(dtype).eps * value.detach().flatten(1).norm(dim=1)
+    _refuse_unless(torch.stack([part.agree(look, rounding, tolerance) for part in seen]).any(0), look, seen[-1])
     return at_once
 
 
@@ -270,9 +284,9 @@ class _Differences:
     error: Tensor
 
     @classmethod
-    def of(cls, look: _Look, steps: tuple[float, ...], values: Tensor, value: Tensor, leaf: Tensor) -> _Differences:
-        """Those of the `values` that `around` gave; `value` is f(leaf), with its graph."""
-        forward, backward = values[: len(steps)], values[len(steps) : 2 * len(steps)]
+    def of(cls, look: _Look, steps: Sequence[float], values: Tensor, value: Tensor, leaf: Tensor) -> _Differences:
+        """Those of the `values`, the answers to `around`; `value` is f(leaf), with its graph."""
+        forward, backward, *_ = values.reshape(-1, *value.shape).split(len(steps))
         h = torch.tensor(steps, dtype=value.dtype, device=value.device)[:, None] * look.scale
         D = (forward - backward).flatten(2) / (2 * h[..., None])
         S = (forward - 2 * value.detach() + backward).flatten(2) / (2 * h[..., None])
@@ -304,36 +318,19 @@ def _product(value: Tensor, leaf: Tensor, w: Tensor) -> Tensor:
     return torch.autograd.grad(total, leaf, retain_graph=True)[0]
 
 
-def _check(look: _Look, value: Tensor, leaf: Tensor) -> None:
-    """A ValueError unless autograd and differences agree at every clock."""
-    dtype = max(value.dtype, look.model.working_dtype(value.dtype), key=lambda d: torch.finfo(d).eps)  # the coarser
-    dtype = torch.promote_types(dtype, torch.float32)
-    steps, more, tolerance = _STEPS[dtype][:1], _STEPS[dtype][1:], _TOLERANCE[dtype]
-    values = look.around(steps, again=look.repeatable)
-    if look.repeatable:
-        _refuse_random(values[-1], value.detach())
-    seen = [_Differences.of(look, steps, values, value, leaf)]
-    if seen[0].drowned():
-        seen, more, tolerance = [], _LARGE_STEPS, _LARGE_TOLERANCE
-    elif not look.repeatable:
-        more = ()
-    if more:
-        seen.append(_Differences.of(look, more, look.around(more), value, leaf))
-    rounding = 4 * torch.finfo(dtype).eps * value.detach().flatten(1).norm(dim=1)
-    agree = torch.stack([part.agree(look, rounding, tolerance) for part in seen]).any(0)
-    wrong = (~agree).nonzero().flatten().tolist()
-    if wrong:
-        _refuse(look, seen[-1], wrong[0])
-
-
 def _refuse_random(again: Tensor, value: Tensor) -> None:
+    """A ValueError unless the network answered alike both times."""
     if bool((again - value).abs().sum() > 0.01 * value.abs().sum()):
         raise ValueError(
             "The network gives two different answers to one question: is there dropout that eval() misses?"
         )
 
 
-def _refuse(look: _Look, seen: _Differences, clock: int) -> None:
+def _refuse_unless(agree: Tensor, look: _Look, seen: _Differences) -> None:
+    """A ValueError unless autograd and differences `agree` at every clock."""
+    clock = next((i for i, one in enumerate(agree.tolist()) if not one), None)
+    if clock is None:
+        return
     size, error = (look.per_clock(part[0])[clock] for part in (seen.size, seen.error))
     _checks.finite_state(size[:, None], float(look.clocks[clock]))
     raise ValueError(

@@ -130,7 +130,7 @@ class FlowDequantiser(nn.Module):
             ValueError: as for `sample`; for densities of another shape than (B,).
         """
         u, log_r = self.sample(n, generator)
-        log_p = log_prob(self.quantized.spread(n.to(u.dtype), u))
+        log_p = log_prob(self.quantized.spread(n, u))
         if log_p.shape != log_r.shape:
             raise ValueError(f"log_prob must return shape {tuple(log_r.shape)}, and it returned {tuple(log_p.shape)}.")
         return -(log_p - log_r).mean() - event_size(n.shape) * math.log(self.quantized.cell)

@@ -105,7 +105,7 @@ class Quantized:
 
     @property
     def decoder(self) -> Discretized:
-        """The decoder of a chain's bound whose levels are `centre(n)`, and whose cells are these."""
+        """For bounds of chains: levels `centre(n)` on these cells, of which the outermost reach to infinity there."""
         return Discretized(self.levels, self.low + 0.5 * self.cell, self.high - 0.5 * self.cell)
 
     def centre(self, n: Tensor) -> Tensor:
@@ -141,14 +141,23 @@ class Quantized:
         """low + c (n + u), of which rounding never leaves the cell of n; differentiable in u.
 
         Args:
-            n: whole numbers 0 ... L-1, of a floating dtype.
-            u: numbers in [0, 1), like n.
+            n: whole numbers 0 ... L-1, whose values are not looked at, of any real dtype.
+            u: numbers in [0, 1), shaped like n.
 
         Returns:
-            y, like n.
+            y, like u.
+
+        Raises:
+            TypeError: for a u that is no floating tensor.
+            ValueError: for another shape.
         """
+        if not (isinstance(u, Tensor) and u.is_floating_point()):
+            raise TypeError(f"u must be a tensor of real floating numbers, and it is {u!r}.")
+        if u.shape != n.shape:
+            raise ValueError(f"u must have the shape of n, {tuple(n.shape)}, and it has {tuple(u.shape)}.")
+        n = n.to(u)
         y = self._at(n + u)
-        last = self._at(n + 1).clamp(max=self.high) - self._spacing(n.dtype)
+        last = self._at(n + 1).clamp(max=self.high) - self._spacing(u.dtype)
         return torch.where(y > last, last, y)
 
     def quantise(self, y: Tensor) -> Tensor:
@@ -266,7 +275,7 @@ class DiscreteLogProb:
     def standard_error(self) -> Tensor | None:
         """Of `log_prob` over the draws of u, by the delta method, (B,); None for a single draw, which shows no spread.
 
-        It does not hold the gap of the bound, which is about K/2 times its square.
+        The gap of the bound comes on top: about half the square of this number.
         """
         return self._over_draws.standard_error if self.draws > 1 else None
 

@@ -154,6 +154,12 @@ def test_integers_take_the_default_dtype_and_uint8_is_one():
         (lambda: sdegen.Quantized(4096).quantise(torch.ones(2).half()), ValueError, "float16 is too coarse.*4096"),
         (lambda: sdegen.Quantized(2, 1e9, 1e9 + 1).centre(torch.ones(2).float()), ValueError, "float32 is too coarse"),
         (lambda: sdegen.Quantized().quantise(torch.ones(2).long()), TypeError, "y must be .*int64"),
+        (
+            lambda: sdegen.Quantized().spread(torch.ones(2), torch.ones(2).long()),
+            TypeError,
+            "u must be a tensor of real",
+        ),
+        (lambda: sdegen.Quantized().spread(torch.ones(2), torch.ones(3)), ValueError, r"\(2,\), and it has \(3,\)"),
         (lambda: sdegen.Quantized().quantise(0.3), TypeError, "y must be .*float"),
         (lambda: sdegen.Quantized().bits_per_dim(torch.ones(2), (3, 0)), ValueError, "at least 1, and it is 0"),
     ],

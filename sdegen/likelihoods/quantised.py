@@ -37,7 +37,6 @@ from sdegen.likelihoods.decoders import Discretized
 from sdegen.likelihoods.density import log_prob
 from sdegen.likelihoods.variational import IWAE
 from sdegen.models.base import Cond, Model
-from sdegen.sampling import ode_solver
 from sdegen.solvers.base import Solver, bar
 from sdegen.solvers.divergence import Hutchinson
 
@@ -351,7 +350,7 @@ def discrete_log_prob(
     """
     check_model(model)
     draws, n = _checks.whole("draws", draws), _whole_numbers(n, quantized)
-    _check_solver(solver)
+    _refuse_probes(solver)
     cond = _checks.conditions(cond)
     B, d = len(n), event_size(n.shape)
     size = max(B if batch_size is None else _checks.whole("batch_size", batch_size), 1)
@@ -377,16 +376,13 @@ def _whole_numbers(n: object, quantized: object) -> Tensor:
     return _checks.batch("n", quantized._whole(n), finite=False)
 
 
-def _check_solver(solver: object) -> None:
-    """One that solves the ODE, or None."""
+def _refuse_probes(solver: object) -> None:
+    """No estimate of the trace; the rest is looked at by `log_prob`."""
     if isinstance(solver, Hutchinson):
         raise TypeError(
             f"A bound of K draws needs the exact trace, and {solver!r} estimates it: the noise of an estimate raises "
             "the mean of the weights, which then bounds nothing."
         )
-    if solver is not None and not isinstance(solver, Solver):
-        raise TypeError(f"solver must be a Solver, such as Adams(40), and it is {solver!r}.")
-    ode_solver(solver)
 
 
 def _drawn(dequantiser: Dequantiser | None, n: Tensor, generator: Generators, draws: int) -> tuple[Tensor, Tensor]:

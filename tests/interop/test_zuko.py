@@ -75,10 +75,14 @@ def test_the_density_is_that_of_u(flow):
 
 
 class Identity(torch.nn.Module):
-    """The flow that leaves its noise as it is."""
+    """The flow that leaves its noise as it is, or moves it."""
+
+    def __init__(self, mean=0.0):
+        super().__init__()
+        self.mean = mean
 
     def forward(self, c):
-        base = zuko.distributions.DiagNormal(torch.zeros(len(c), 2), torch.ones(len(c), 2))
+        base = zuko.distributions.DiagNormal(torch.full((len(c), 2), self.mean, dtype=c.dtype), torch.ones_like(c))
         return zuko.distributions.NormalizingFlow(
             zuko.transforms.DependentTransform(zuko.transforms.IdentityTransform(), 1), base
         )
@@ -89,6 +93,15 @@ def test_a_normal_flow_is_the_uniform_law():
     torch.testing.assert_close(log_r, torch.zeros(5000), rtol=0, atol=1e-12)
     assert abs(float(u.mean()) - 0.5) < 5 / math.sqrt(12 * 10_000)
     assert abs(float(u.square().mean()) - 1 / 3) < 5 * math.sqrt(4 / 45 / 10_000)
+
+
+@pytest.mark.parametrize("mean", [12.0, -50.0])
+def test_u_stays_inside_however_far_the_flow_goes(mean):
+    """Phi(12) is 1 and Phi(-50) is 0 to rounding: u is one of [0, 1), and its density finite."""
+    u, log_r = FlowDequantiser(Identity(mean), Q).sample(torch.zeros(50, 2))
+    assert bool(((u >= 0) & (u < 1)).all())
+    assert bool(log_r.isfinite().all())
+    assert torch.equal(Q.quantise(Q.spread(torch.zeros(50, 2), u)), torch.zeros(50, 2))
 
 
 def test_events_features_dtypes_and_generators():

@@ -48,7 +48,7 @@ CASES = {
     "probes": ({"solver": sdegen.Hutchinson(2)}, TypeError, "needs the exact trace, and Hutchinson\\(probes=2\\) est"),
     "trace": ({"trace": sdegen.Hutchinson(2)}, TypeError, "unexpected keyword argument 'trace'"),
     "sde": ({"solver": sdegen.SDESolver("euler", 8)}, TypeError, "Only the ODE can be solved both ways"),
-    "solver": ({"solver": "rk4"}, TypeError, "solver must be a Solver, such as Adams\\(40\\), and it is 'rk4'"),
+    "solver": ({"solver": "rk4"}, TypeError, "give Adams or an ODESolver, not 'rk4'"),
     "cond": ({"cond": [1]}, TypeError, "cond must be a mapping"),
     "cond list": ({"cond": {"y": [1, 2, 3]}, "draws": 2, "batch_size": 2}, TypeError, "cond\\['y'\\] is a list"),
     "generator": ({"generator": 5}, TypeError, "generator must be a torch.Generator.*5 is int"),

@@ -152,6 +152,7 @@ def test_integers_take_the_default_dtype_and_uint8_is_one():
         (lambda: sdegen.Quantized().dequantise(torch.ones(2, 2), 3), TypeError, "generator must be .*3 is int"),
         (lambda: sdegen.Quantized().dequantise(torch.ones(2, 2).bfloat16()), ValueError, "bfloat16 is too coarse"),
         (lambda: sdegen.Quantized(4096).quantise(torch.ones(2).half()), ValueError, "float16 is too coarse.*4096"),
+        (lambda: sdegen.Quantized(1000).centre(torch.ones(2).half()), ValueError, "float16 is too coarse"),
         (lambda: sdegen.Quantized(2, 1e9, 1e9 + 1).centre(torch.ones(2).float()), ValueError, "float32 is too coarse"),
         (lambda: sdegen.Quantized().quantise(torch.ones(2).long()), TypeError, "y must be .*int64"),
         (

@@ -197,3 +197,9 @@ def test_the_global_generator_is_left_alone_where_one_is_given():
     )
     assert torch.equal(one, two)
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_the_bar_moves_once_a_solve(capsys):
+    options = {"draws": 3, "batch_size": 4, "solver": RK4, "progress": True}
+    sdegen.discrete_log_prob(gaussian_model(), drawn(4), Q, **options)
+    assert "3/3" in capsys.readouterr().err

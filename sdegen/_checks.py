@@ -85,7 +85,7 @@ def batch(name: str, x: object, *, finite: bool = True) -> Tensor:
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a tensor of shape (B, ...), and it is {type(x).__name__}.")
     if not x.is_floating_point():
-        hint = " Scale integers to floats first, and add dequantisation noise before a likelihood."
+        hint = " Scale integers to floats first; before a likelihood, Quantized(levels).dequantise(n) spreads them."
         raise TypeError(
             f"{name} must have a real floating dtype, and it has {x.dtype}.{'' if x.is_complex() else hint}"
         )

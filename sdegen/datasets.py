@@ -4,8 +4,9 @@ The toys are closed forms of uniform and normal draws: (n, 2) in torch's default
 one, on the device of `generator`. They draw from it, or from torch's global generator, and from no other. A bad
 argument is a TypeError or ValueError.
 
-The digits are images n of whole levels 0 ... L-1. `dequantise` makes them continuous by uniform noise within each
-level, and `bits_per_dim` turns a log-density of the result back into a code length of the levels themselves.
+The digits are images n of whole levels 0 ... L-1: data of `Quantized(17)`, whose `dequantise` makes them continuous by
+uniform noise within each level, and whose `bits_per_dim` turns a log-density of the result back into a code length of
+the levels themselves. Both stand here as functions too.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import torch
 from torch import Tensor
 
 from sdegen import _checks
+from sdegen._shapes import Generators
+from sdegen.likelihoods.quantised import Quantized
 
 
 def two_moons(n: int, *, noise: float = 0.05, generator: torch.Generator | None = None) -> Tensor:
@@ -97,16 +100,16 @@ def digits(split: str = "train", *, seed: int = 0) -> tuple[Tensor, Tensor]:
     return images[chosen], labels[chosen]
 
 
-def dequantise(images: Tensor, levels: int = 17, generator: torch.Generator | None = None) -> Tensor:
+def dequantise(images: Tensor, levels: int = 17, generator: Generators = None) -> Tensor:
     """Levels 0 ... L-1 spread over [-1, 1) by uniform noise, each on a cell of its own.
 
-    y = 2 (n + u)/L - 1 with u uniform on [0, 1), one for every pixel. Over the first axis u is a Latin hypercube: every
-    pixel's values of u fall one into each of B equal parts, so that a mean over images varies less from draw to draw.
+    y = 2 (n + u)/L - 1 with u uniform on [0, 1), one for every pixel: `Quantized(levels).dequantise(images)`, where
+    more is said about u.
 
     Args:
         images: whole numbers n in 0 ... L-1, (B, ...), of any real dtype.
         levels: L.
-        generator: for u; torch's global one by default.
+        generator: for u, a torch.Generator or one per sample; torch's global one by default.
 
     Returns:
         a fresh draw y, like `images` if those are floating, else in torch's default dtype.
@@ -119,36 +122,14 @@ def dequantise(images: Tensor, levels: int = 17, generator: torch.Generator | No
     References:
         A note on the evaluation of generative models, Theis et al., 2016, arXiv:1511.01844.
     """
-    levels = _checks.whole("levels", levels, least=2)
-    if not isinstance(images, Tensor) or images.is_complex() or images.dtype is torch.bool:
-        received = f"dtype {images.dtype}" if isinstance(images, Tensor) else type(images).__name__
-        raise TypeError(f"images must be a tensor of whole numbers, and this is {received}.")
-    n = _levels(images if images.is_floating_point() else images.to(torch.get_default_dtype()), levels)
-    rank, shift = (torch.rand(n.shape, generator=_source(generator), dtype=n.dtype, device=n.device) for _ in range(2))
-    u = (rank.argsort(0) + shift) / max(len(n), 1) if n.ndim else shift
-    below_one = 1 - torch.finfo(n.dtype).eps / 2  # n + u may round up to L
-    return (2 / levels * (n + u) - 1).clamp(max=below_one)
-
-
-def _levels(n: Tensor, levels: int) -> Tensor:
-    """`n`, whose values must be whole numbers below `levels`; those that are not are NaN on an accelerator."""
-    good = (n >= 0) & (n <= levels - 1) & (n == n.floor())
-    if n.device.type == "cpu" and not bool(good.all()):
-        raise ValueError(
-            f"images must hold whole numbers from 0 to {levels - 1}, and one value is {n[~good][0].item()}."
-        )
-    return torch.where(good, n, torch.nan)
+    return Quantized(levels).dequantise(images, generator)
 
 
 def bits_per_dim(log_prob: Tensor, event: int | Sequence[int], levels: int = 17) -> Tensor:
     """Bits per dimension of discrete images n, from log-densities of y = dequantise(n, levels).
 
-    The cell of n has volume (2/L)^d, so P(n) = (2/L)^d E_u[p(y)], and by Jensen's inequality
-
-        -log P(n) <= -E_u[log p(y)] + d log(L/2)
-
-    so that -log2 p(y)/d + log2(L/2), averaged over draws of u, is an upper bound on the true code length. The uniform
-    density on [-1, 1)^d costs log2(L).
+    -log2 p(y)/d + log2(L/2), averaged over draws of u, is an upper bound on the true code length:
+    `Quantized(levels).bits_per_dim(log_prob, event)`. The uniform density on [-1, 1)^d costs log2(L).
 
     Args:
         log_prob: log p(y) in nats, any shape.
@@ -162,10 +143,7 @@ def bits_per_dim(log_prob: Tensor, event: int | Sequence[int], levels: int = 17)
         TypeError: a size or `levels` that is not an integer.
         ValueError: a size below 1, or `levels` below 2.
     """
-    levels = _checks.whole("levels", levels, least=2)
-    sizes = event if isinstance(event, Sequence) else (event,)
-    d = math.prod(_checks.whole("every size in event", size) for size in sizes)
-    return -log_prob / (d * math.log(2)) + math.log2(levels / 2)
+    return Quantized(levels).bits_per_dim(log_prob, event)
 
 
 def _source(generator: torch.Generator | None) -> torch.Generator | None:

@@ -1,6 +1,7 @@
-"""Networks of other libraries, one line each, and `Adapted` for every network with a manner of its own."""
+"""Networks of other libraries, one line each, `Adapted` for every network with a manner of its own, zuko's flows."""
 
 from sdegen.interop.adapted import Adapted
 from sdegen.interop.flow_libraries import from_flow_matching, from_torchcfm
+from sdegen.interop.zuko import FlowDequantiser
 
-__all__ = ["Adapted", "from_flow_matching", "from_torchcfm"]
+__all__ = ["Adapted", "FlowDequantiser", "from_flow_matching", "from_torchcfm"]

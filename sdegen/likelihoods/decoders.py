@@ -29,8 +29,9 @@ class Discretized:
 
         P(x) = Phi((x + h - mean)/std) - Phi((x - h - mean)/std),   h = (high - low) / (2 (levels - 1))
 
-    where the cells of the lowest and the highest level reach to infinity. 8-bit images 2n/255 - 1 are
-    Discretized(256, -1, 1); images dequantised as 2 (n + u)/L - 1 have their levels in the middle of cells,
+    where the cells of the lowest and the highest level reach to infinity. `Quantized` describes such data, and its
+    `.decoder` is this: 8-bit images 2n/255 - 1 are Quantized.centred(256), whose decoder is Discretized(256, -1, 1);
+    images dequantised as 2 (n + u)/L - 1 are Quantized(L), with the levels in the middle of cells, whose decoder is
     Discretized(L, 1/L - 1, 1 - 1/L).
 
     Args:
@@ -54,36 +55,53 @@ class Discretized:
             raise ValueError(f"low must be below high, and they are {self.low} and {self.high}.")
 
     @property
-    def _cell(self) -> float:
+    def cell(self) -> float:
+        """The distance between two levels, 2h."""
         return (self.high - self.low) / (self.levels - 1)
 
     def check(self, x: Tensor) -> None:
         """A ValueError unless every value of `x` is one of the levels, to a thousandth of a cell."""
         if not x.numel():  # an accelerator would be waited for in vain
             return
-        n = (x.double() - self.low) / self._cell
-        outside = int(((n < -1e-3) | (n > self.levels - 1 + 1e-3)).sum())
+        outside, between = self._off(x)
         if outside:
             raise ValueError(
                 f"{outside} values of x lie outside the decoder's range [{self.low}, {self.high}]; "
-                f"x spans [{float(x.min()):g}, {float(x.max()):g}]."
+                f"x spans [{float(x.min()):g}, {float(x.max()):g}].{self._meant(x)}"
             )
-        between = int(((n - n.round()).abs() > 1e-3).sum())
         if between:
             raise ValueError(
                 f"{between} values of x lie between the {self.levels} levels from {self.low} to {self.high}; a discrete"
-                " likelihood is for the levels themselves, without dequantisation noise."
+                f" likelihood is for the levels themselves, without dequantisation noise.{self._meant(x)}"
             )
+
+    def _off(self, x: Tensor) -> tuple[int, int]:
+        """How many values of `x` lie outside the range, and how many between the levels."""
+        n = (x.double() - self.low) / self.cell
+        outside = (n < -1e-3) | (n > self.levels - 1 + 1e-3)
+        return int(outside.sum()), int(((n - n.round()).abs() > 1e-3).sum())
+
+    def _meant(self, x: Tensor) -> str:
+        """A sentence where `x` is right, and the ends of this decoder were taken for edges of cells, or the reverse."""
+        L, low, high, half = self.levels, self.low, self.high, 0.5 * self.cell
+        within = (high - low) / (2 * L)
+        for named, other in (
+            (f"Quantized({L}, {low:g}, {high:g})", Discretized(L, low + within, high - within)),
+            (f"Quantized.centred({L}, {low - half:g}, {high + half:g})", Discretized(L, low - half, high + half)),
+        ):
+            if other._off(x) == (0, 0):
+                return f" They all are levels of {named}: give its .decoder."
+        return ""
 
     def log_prob(self, x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
         """Log-probability of each value of `x`, elementwise, in nats; in float64, differentiable in mean and std."""
         x, mean, std = x.double(), mean.double(), std.double()
-        upper, lower = (x + 0.5 * self._cell - mean) / std, (x - 0.5 * self._cell - mean) / std
+        upper, lower = (x + 0.5 * self.cell - mean) / std, (x - 0.5 * self.cell - mean) / std
         right = upper + lower > 0  # of the mean: reflect, so that both ends lie in the left tail
         large, small = torch.where(right, -lower, upper), torch.where(right, -upper, lower)
         log_large = torch.special.log_ndtr(large)
         inner = log_large + _log1mexp(torch.special.log_ndtr(small) - log_large)
-        lowest, highest = x < self.low + 0.5 * self._cell, x > self.high - 0.5 * self._cell
+        lowest, highest = x < self.low + 0.5 * self.cell, x > self.high - 0.5 * self.cell
         edge = torch.special.log_ndtr(torch.where(lowest, upper, -lower))
         return torch.where(lowest | highest, edge, inner)
 

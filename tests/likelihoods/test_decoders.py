@@ -103,3 +103,23 @@ def test_data_off_the_levels_is_refused():
     middle.check(2 * (torch.arange(17)[None] + 0.5) / 17 - 1)
     with pytest.raises(ValueError, match="outside"):
         middle.check(torch.tensor([[-1.0]]))
+
+
+@pytest.mark.parametrize(
+    ("data", "decoder", "named"),
+    [
+        (sdegen.Quantized(17), sdegen.Discretized(17), r"Quantized\(17, -1, 1\)"),
+        (sdegen.Quantized(256, 0.0, 1.0), sdegen.Discretized(256, 0.0, 1.0), r"Quantized\(256, 0, 1\)"),
+        (sdegen.Quantized.centred(17), sdegen.Quantized(17).decoder, r"Quantized.centred\(17, -1, 1\)"),
+        (sdegen.Quantized.centred(4, 0.0, 3.0), sdegen.Quantized(4, 0.0, 3.0).decoder, r"Quantized.centred\(4, 0, 3\)"),
+    ],
+    ids=repr,
+)
+def test_data_of_the_other_convention_are_not_blamed(data, decoder, named):
+    x = data.centre(torch.arange(data.levels))[None]
+    for numbers in (x, x.float(), x[:, 1:-1]):
+        with pytest.raises(ValueError, match=rf"They all are levels of {named}: give its .decoder\.$"):
+            decoder.check(numbers)
+    with pytest.raises(ValueError, match=r"without dequantisation noise\.$"):
+        decoder.check(x[:, 1:2] + 0.3 * data.cell)
+    data.decoder.check(x)

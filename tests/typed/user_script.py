@@ -284,6 +284,32 @@ def images() -> None:
     assert bits.shape == (1,)
 
 
+class Tilted:
+    """A law of my own for where in its cell a value lies: r(u | n) is the product of 2 u_i."""
+
+    def sample(
+        self, n: Tensor, generator: torch.Generator | Sequence[torch.Generator] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """One draw."""
+        u = (1 - torch.rand_like(n)).sqrt().clamp(max=0.999)
+        return u, (2 * u).log().sum(1)
+
+
+def quantised(model: sdegen.ScoreModel) -> None:
+    """Whole numbers, the cells that stand for them, and the probability of the numbers themselves."""
+    q, n = sdegen.Quantized(8, -2.0, 2.0), torch.tensor([[1, 6], [3, 4]])
+    y: Tensor = q.dequantise(n, torch.Generator().manual_seed(0))
+    assert torch.equal(q.quantise(y), n.to(y))
+    ode = sdegen.ODESolver("rk4", steps=2)
+    bits: Tensor = q.bits_per_dim(sdegen.log_prob(model, y, ode), 2)
+    bound: sdegen.DiscreteLogProb = sdegen.discrete_log_prob(model, n, q, draws=4, dequantiser=Tilted(), solver=ode)
+    error: Tensor | None = bound.standard_error
+    decoder: sdegen.Discretized = sdegen.Quantized.centred(8, -2.0, 2.0).decoder
+    assert error is not None
+    assert bits.shape == bound.bits_per_dim.shape == error.shape == (2,)
+    assert decoder.levels == 8
+
+
 def scaled_mlp() -> Callable[..., Tensor]:
     """A network with a condition that is one for all samples."""
     net = MLP(2, hidden=8, depth=1)
@@ -310,6 +336,7 @@ def main() -> None:
     read(model, x)
     flow(x)
     images()
+    quantised(model)
 
 
 if __name__ == "__main__":

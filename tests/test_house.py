@@ -47,7 +47,7 @@ LAYERS = [  # a file imports only from rows above its own
     {"reflow", "comparison", "likelihoods.gradients", "likelihoods.decoders"},
     {"tuning", "plot"},
     {"likelihoods.density", "likelihoods.chain"},
-    {"likelihoods.variational", "likelihoods.entropy", "training.hybrid"},
+    {"likelihoods.variational", "likelihoods.entropy", "likelihoods.weighted", "training.hybrid"},
     {"likelihoods.continuous", "likelihoods.quantised"},
     {"datasets"},
     {"training.couplings", "training.times"},

@@ -10,6 +10,10 @@ differ by add u_k (D_hat - D) in straight coordinates (solvers/ancestral.py), so
     L_0     = -log p(x | x_1)
 
 in expectation over q(x_k | x). For an eps network the last bracket is w_k |eps - eps_hat|^2 with Ho et al.'s weight.
+A chain may end at data that are noised, at a clock u_0 > 0 where a path or `u=` starts, as that of Kingma et al. does.
+Its K steps then all are Kullback-Leibler divergences, k = 1 ... K, and one more leads from x_0 to clean data: the
+decoder's alone, N(x_hat, (sigma_0/alpha_0)^2), or that of the levels, L_0 = -log p(x | x_0). A chain may start below
+the noise end too; that p(x_K) = N(0, sigma_K^2) there is an assumption of its model, and L_K what it costs.
 So every bound is made of the errors D_hat - D at k = 1 ... K, and those come from one loop, `ChainOnData.answers`.
 
 References:
@@ -17,6 +21,7 @@ References:
     Improved Denoising Diffusion Probabilistic Models, Nichol and Dhariwal, 2021, arXiv:2102.09672.
     Estimating the Optimal Covariance with Imperfect Mean in Diffusion Probabilistic Models, Bao et al., 2022,
     arXiv:2206.07309.
+    Variational Diffusion Models, Kingma et al., 2021, arXiv:2107.00630.
 """
 
 from __future__ import annotations
@@ -29,7 +34,7 @@ import torch
 from torch import Tensor
 
 from sdegen import _checks
-from sdegen._arguments import batch_parts, check_model, evaluating
+from sdegen._arguments import batch_parts, check_model, evaluating, interval
 from sdegen._checks import NonFiniteError
 from sdegen._shapes import Generators, event_size, generator_of_rows, like, normal, sum_event
 from sdegen.likelihoods.decoders import Decoder, nats
@@ -113,10 +118,12 @@ class ChainOnData:
     Attributes:
         model: whose means the chain has.
         data: all of the data, or a part.
-        chain: the steps as `Ancestral` takes them, from the noise on, float64 on the CPU.
+        chain: the steps as `Ancestral` takes them, from the noise on, float64 on the CPU; where they end at noised
+            data, one step more to clean data, the decoder's, is counted in K.
         plan: the question D_hat at every step, from the data on.
         numbers: the coefficients by name, each (K,), from the data on, where the data are.
         learned: whether the variance is the network's.
+        own: the number of steps that `Ancestral` takes, K or K - 1.
     """
 
     model: Model
@@ -125,29 +132,31 @@ class ChainOnData:
     plan: Plan
     numbers: Mapping[str, Tensor]
     learned: bool
+    own: int
 
     @classmethod
-    def lay(cls, model: Model, data: Data, solver: Ancestral) -> ChainOnData:
-        """The chain of `solver` on all of the path, with the kernel's variances where it wants the "optimal" ones.
+    def lay(cls, model: Model, data: Data, solver: Ancestral, u: tuple[float, float] | None = None) -> ChainOnData:
+        """The chain of `solver` on the part `u` of the path, with the kernel's variances for "optimal" ones.
 
         Raises:
             ValueError: the path or the network does not allow such a chain, or a variance is not positive.
         """
-        low, high = whole_path(model)
-        chain, name = solver.chain(model, high, low), solver.variance
+        low, high = interval(model, "noise", u, solver.span)
+        steps, name = solver.chain(model, high, low), solver.variance
         learned = isinstance(name, str) and name == "learned"
         if learned:
             check_learned(model)
+        chain, own = _to_clean_data(steps), len(steps.keep)
         if len(chain.keep) == 1 and isinstance(name, str) and name in ("posterior", "learned"):
             raise ValueError(f"A single step has no bridge whose variance {name!r} could take; use 'beta'.")
-        u, ones = chain.u[:-1].flip(0), torch.ones_like(chain.keep)
-        plan = model.plan(data.y, u, chain.t[:-1].flip(0), -ones, ones)
+        clocks, ones = chain.u[:-1].flip(0), torch.ones_like(chain.keep)
+        plan = model.plan(data.y, clocks, chain.t[:-1].flip(0), -ones, ones)
         plan = replace(plan, dtype=model.working_dtype(data.dtype))
-        var = chain.kernel if learned else solver.variances(chain)
-        return cls(model, data, chain, plan, _numbers(chain, var, data.y), learned)
+        var = steps.kernel if learned else solver.variances(steps)
+        return cls(model, data, chain, plan, _numbers(chain, var, data.y), learned, own)
 
     def with_variance(self, var: Tensor) -> ChainOnData:
-        """The same chain with other variances of y_{k-1}, (K,) from the noise on, float64 on the CPU."""
+        """The same chain with other variances of y_{k-1}, (own,) from the noise on, float64 on the CPU."""
         return replace(self, numbers=_numbers(self.chain, var, self.data.y))
 
     def part(self, rows: slice | Tensor) -> ChainOnData:
@@ -157,6 +166,11 @@ class ChainOnData:
 
     def __len__(self) -> int:
         return len(self.plan)
+
+    @property
+    def latents(self) -> tuple[float, float]:
+        """The clocks of the first latent and of the last."""
+        return float(self.chain.u[-2]), float(self.chain.u[0])
 
     def at(self, name: str, k: int | Tensor) -> Tensor:
         """A coefficient of step k, ready to broadcast against a state."""
@@ -206,18 +220,34 @@ class ChainOnData:
         return nats(decoder, y, y - self.at("u", 1) * answer.error, torch.sqrt(var))
 
 
+def _to_clean_data(chain: Chain) -> Chain:
+    """`chain`, and where it ends at noised data one step more: the bridge to x itself, and as its kernel the decoder's.
+
+    The decoder's variance is (sigma_0/alpha_0)^2 = (u_0/(1-u_0))^2.
+    """
+    last = chain.u[-1:]
+    if last == 0:
+        return chain
+    zero, one = torch.zeros_like(last), torch.ones_like(last)
+    step = Chain(zero, chain.t[-1:], keep=zero, add=one, bridge=zero, kernel=(last / (1 - last)) ** 2, scale=one)
+    return Chain(*(torch.cat(both) for both in zip(chain, step, strict=True)))
+
+
 def _numbers(chain: Chain, var: Tensor, y: Tensor) -> dict[str, Tensor]:
-    """The coefficients of every step from the data on, moved to the data at once."""
+    """The coefficients of every step from the data on, moved to the data at once; `var` may end before the decoder."""
     wrong = torch.nonzero(~(var.flip(0) > 0))
     if len(wrong):
         k = int(wrong[0]) + 1
         raise ValueError(f"A bound needs a positive variance in every step, and that of step {k} is {float(var[-k])}.")
-    log_ratio = torch.log(var / chain.clipped)
+    decoder = chain.kernel[len(var) :]
+    bridge = torch.cat([chain.bridge[: len(var)], decoder]) if len(decoder) else chain.clipped
+    var = torch.cat([var, decoder])
+    log_ratio = torch.log(var / bridge)
     numbers = {
         "u": chain.u[:-1],
         "keep": chain.keep,
         "add": chain.add,
-        "bridge": chain.clipped,
+        "bridge": bridge,
         "var": var,
         "log_ratio": log_ratio,
         "excess": log_ratio + torch.expm1(-log_ratio),  # log r - 1 + 1/r
@@ -232,6 +262,7 @@ def optimal_variance(
     steps: int | None = None,
     *,
     grid: Grid | Tensor | None = None,
+    u: tuple[float, float] | None = None,
     cond: Cond = None,
     noise: Tensor | None = None,
     generator: Generators = None,
@@ -251,6 +282,7 @@ def optimal_variance(
         x: data (B, *event), B at least 1.
         steps: of the chain, as in `Ancestral`.
         grid: of the chain, as in `Ancestral`.
+        u: as in `vlb`; x is clean data.
         cond: keyword arguments for the network, as in `vlb`.
         noise: the eps of every k, as in `vlb`.
         generator: for the draws, as in `vlb`.
@@ -273,23 +305,27 @@ def optimal_variance(
     data = data_of_bound(model, x, cond, noise, generator)
     if not len(x):
         raise ValueError(f"Variances cannot be estimated on an empty batch, shape {tuple(x.shape)}.")
-    laid = ChainOnData.lay(model, data, Ancestral(steps, grid=grid))
+    laid = ChainOnData.lay(model, data, Ancestral(steps, grid=grid), u)
     with evaluating(model):
         var = best_variance(laid, batch_parts(x, batch_size), progress)
-    return (var * laid.chain.scale**2).flip(0)
+    return (var * laid.chain.scale[: laid.own] ** 2).flip(0)
 
 
 def best_variance(laid: ChainOnData, parts: Iterable[slice], progress: bool) -> Tensor:
-    """The variances of y_{k-1} that make the bound on these parts least, (K,) from the noise on, float64 on the CPU."""
-    squares = torch.zeros(len(laid), dtype=laid.data.y.dtype, device=laid.data.y.device)
+    """The variances of y_{k-1} that make the bound on these parts least, (own,) from the noise on, float64 on the CPU.
+
+    A decoder's step of its own keeps its variance, and is not asked about.
+    """
+    K, own = len(laid), laid.own
+    squares = torch.zeros(own, dtype=laid.data.y.dtype, device=laid.data.y.device)
     for rows in parts:
-        answers = laid.part(rows).answers(range(1, len(laid) + 1), progress)
+        answers = laid.part(rows).answers(range(K - own + 1, K + 1), progress)
         squares = squares + torch.stack([answer.error.square().sum() for answer in answers])
     errors = squares.to("cpu", torch.float64) / laid.data.y.numel()
     if not bool(torch.isfinite(errors).all()):
         raise NonFiniteError("The network's answer is NaN or infinite at some step of the chain; no variance fits it.")
     chain = laid.chain
-    return chain.bridge + (chain.add * chain.u[:-1]) ** 2 * errors.flip(0)
+    return chain.bridge[:own] + (chain.add[:own] * chain.u[:own]) ** 2 * errors.flip(0)
 
 
 def fitted(laid: ChainOnData, variance: str | Tensor, parts: Sequence[slice], progress: bool) -> ChainOnData:
@@ -318,16 +354,3 @@ def data_of_bound(model: Model, x: Tensor, cond: Cond, noise: Tensor | None, gen
     y = x.detach().double().clone()
     eps = None if noise is None else _checks.noise_like(noise, y)
     return Data(y, _checks.conditions(cond), eps, generator, x.dtype)
-
-
-def whole_path(model: Model) -> tuple[float, float]:
-    """The ends of the model's path, after a ValueError where no bound can run from one to the other."""
-    low, high = model.path.ends
-    if low > 0:
-        raise ValueError(f"A bound needs a path from clean data, and {model.path!r} starts at u = {low:g}.")
-    if model.clocks[0] > low + 1e-12 or model.clocks[1] < high - 1e-12:
-        raise ValueError(
-            f"A bound runs over the whole path, u = {low} to {high} on {model.path!r}, and the network was trained "
-            f"between u = {model.clocks[0]} and {model.clocks[1]}; use it on a path that stays there."
-        )
-    return low, high

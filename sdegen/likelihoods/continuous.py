@@ -6,7 +6,8 @@ the schedule. With D = eps - x and D_hat = eps_hat - x_hat, in straight coordina
     -log p(x) <= KL( q(x_T | x) | p(x_T) ) + integral over u from u_min of ((1-u)/u) E|D_hat - D|^2 du
                  + E[ -log p(x | x_t at u_min) ]
 
-so that the bound is flow matching's own error, weighted.
+so that the bound is flow matching's own error, weighted. With d/2 log(2 pi e sigma^2) at u_min in the decoder's place
+it bounds E[ -log p(x_t) | x ] of data noised to u_min: with the exact score and prior that is an equality.
 
 References:
     Variational Diffusion Models, Kingma et al., 2021, arXiv:2107.00630.
@@ -23,9 +24,9 @@ import torch
 from torch import Tensor
 
 from sdegen import _checks
-from sdegen._arguments import batch_parts, evaluating
+from sdegen._arguments import batch_parts, evaluating, interval
 from sdegen._shapes import Generators, sum_event
-from sdegen.likelihoods.chain import Data, data_of_bound, whole_path
+from sdegen.likelihoods.chain import Data, data_of_bound
 from sdegen.likelihoods.decoders import Decoder, Discretized, decoder_of, nats
 from sdegen.likelihoods.variational import VLB, Terms, check_draws, error_of_sum, joined, stratified
 from sdegen.models.base import Cond, Model
@@ -41,6 +42,7 @@ def continuous_vlb(
     cond: Cond = None,
     generator: Generators = None,
     u_min: float | None = None,
+    u: tuple[float, float] | None = None,
     draws: int = 64,
     batch_size: int | None = None,
     progress: bool = False,
@@ -52,7 +54,8 @@ def continuous_vlb(
 
     The likelihood that is bounded is that of this model: start from the path's prior, follow the reverse SDE down to
     the clock u_min, and draw x there from the decoder, whose mean is x_hat and whose deviation is sigma/alpha. Of the
-    path only the two ends matter. Both expectations are over the noise eps in x_t.
+    path only the two ends matter. Both expectations are over the noise eps in x_t. x are clean data on every path; on
+    `VESDE` the first latent is x at sigma_min, of which `log_prob` speaks, and so does the result's `cross_entropy`.
 
     The first term is exact. The integral is estimated without bias: `draws` random clocks per sample, each with an eps
     of its own, two of them in each of draws/2 equal slices of w = log(1 + SNR), which is close to the log-SNR where
@@ -61,11 +64,13 @@ def continuous_vlb(
 
     Args:
         model: draws + 1 network calls on every part of x.
-        x: data (B, *event).
+        x: clean data (B, *event).
         decoder: as in `vlb`.
         cond: as in `vlb`.
         generator: a torch.Generator or one per sample.
-        u_min: the clock of the first latent, by default 1e-3, or on a `DDPM` path the clock of its first trained step.
+        u_min: the clock of the first latent, by default the start u[0] of the path's part, and where data are clean
+            there 1e-3, or on a `DDPM` path the clock of its first trained step.
+        u: (from, to), from < to: the part of the path, all of it by default; at u[1] the prior is N(0, sigma^2).
         draws: the number of clocks per sample, even.
         batch_size: rows of x in one network call; all of them by default.
         progress: whether to show a bar (needs tqdm).
@@ -84,21 +89,22 @@ def continuous_vlb(
     data = data_of_bound(model, x, cond, None, generator)
     scored_by = decoder_of(decoder, x)
     check_draws(draws)
-    low, high = whole_path(model)
-    u_min = _first_step(model.path) if u_min is None else u_min
-    _checks.real("u_min", u_min, low, high, strict=True)
+    low, high = interval(model, "noise", u)
+    latents = _first_latent(model.path, u_min, low, high), high
     with evaluating(model):
         parts = (data.part(rows) for rows in batch_parts(x, batch_size))
-        terms = [_terms(model, part, u_min, scored_by, draws, progress) for part in parts]
-    return joined(terms, x)
+        terms = [_terms(model, part, latents, scored_by, draws, progress) for part in parts]
+    return joined(terms, x, model, latents)
 
 
-def _terms(model: Model, data: Data, u_min: float, decoder: Decoder, draws: int, progress: bool) -> Terms:
+def _terms(
+    model: Model, data: Data, latents: tuple[float, float], decoder: Decoder, draws: int, progress: bool
+) -> Terms:
     """The prior's term, random values whose sum estimates the integral, and the decoder's term.
 
     In w = log(1 + SNR), |dw| = 2 (1-u) du / (u ((1-u)^2 + u^2)), the integrand is ((1-u)^2 + u^2)/2 |D_hat - D|^2.
     """
-    y, u_max = data.y, model.path.ends[1]
+    y, (u_min, u_max) = data.y, latents
     top, bottom = log1p_snr(torch.tensor([u_min, u_max], dtype=torch.float64)).tolist()
     clocks = [clock_at_log1p_snr(top + (bottom - top) * fraction) for fraction in stratified(data, draws)]
     first = torch.full_like(clocks[0], u_min)
@@ -124,6 +130,10 @@ def _errors(model: Model, data: Data, clocks: Sequence[Tensor], progress: bool) 
             step_done()
 
 
-def _first_step(path: GaussianPath) -> float:
-    """The clock of a chain's first step, or a small one where there is none."""
-    return 1e-3 if path.steps is None else float(path.clock(path.at(1 / path.steps)))
+def _first_latent(path: GaussianPath, u_min: float | None, low: float, high: float) -> float:
+    """The clock of the first latent: that of noised data, of a chain's first step, or a small one."""
+    if u_min is None and low > 0:
+        return low
+    if u_min is None:
+        u_min = 1e-3 if path.steps is None else float(path.clock(path.at(1 / path.steps)))
+    return _checks.real("u_min", u_min, low, high, strict=True)

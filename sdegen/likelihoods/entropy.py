@@ -9,12 +9,14 @@ two laws of whole paths. Where the data are Gaussian that kernel is too, and wit
 
     E KL = 1/2 sum over i of [ log(var/v_i) - 1 + v_i/var ] + E|add (x_hat - x_true)|^2 / (2 var)
 
-tells the chain's own error, the first part, from the model's, the second.
+tells the chain's own error, the first part, from the model's, the second. A chain that ends at noised data has one
+step more, the decoder's, whose kernel is that of x given x_0.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -25,7 +27,6 @@ from sdegen._shapes import Generators, sum_event
 from sdegen.likelihoods.chain import ChainOnData, data_of_bound, fitted
 from sdegen.models.base import Cond, Model
 from sdegen.models.exact import Gaussian
-from sdegen.paths.gaussian import GaussianPath
 from sdegen.solvers import Ancestral
 from sdegen.solvers.grids import Grid
 
@@ -35,13 +36,16 @@ class EntropyForm:
     """The parts of the bound averaged over the data, in nats.
 
     Attributes:
+        kind: "bound".
         prior: KL( q(x_K) | p(x_K) ), a float.
         entropy: H(data), a float.
         chain: what the kernel's shape costs in each step, from the data on, (K,), float64 on the CPU; zero if its
-            variance is the true one.
+            variance is the true one. Of a chain that ends at noised data the first is the decoder's, and K counts it.
         model: what the model's mean costs in each step at each sample, (B, K), from the data on; zero for the exact
             model.
     """
+
+    kind: ClassVar[str] = "bound"
 
     prior: float
     entropy: float
@@ -65,6 +69,7 @@ def entropy_form(
     generator: Generators = None,
     steps: int | None = None,
     grid: Grid | Tensor | None = None,
+    u: tuple[float, float] | None = None,
     progress: bool = False,
 ) -> EntropyForm:
     """The bound of a model's chain on Gaussian `data`, split into the chain's error and the model's.
@@ -82,6 +87,7 @@ def entropy_form(
         generator: as in `vlb`.
         steps: as in `vlb`.
         grid: as in `vlb`.
+        u: as in `vlb`; x and `data` are clean.
         progress: whether to show a bar (needs tqdm).
 
     Returns:
@@ -101,8 +107,8 @@ def entropy_form(
     solver, everything = Ancestral(steps, variance=variance, grid=grid), slice(0, len(x))
     if isinstance(variance, str) and variance == "learned":
         raise ValueError("The chain's own error needs variances that do not depend on x, and variance is 'learned'.")
-    ours = ChainOnData.lay(model, draws, solver)
-    true = ChainOnData.lay(data.model(model.path), replace(draws, cond={}), solver).part(everything)
+    ours = ChainOnData.lay(model, draws, solver, u)
+    true = ChainOnData.lay(data.model(model.path), replace(draws, cond={}), solver, u).part(everything)
     with evaluating(model):
         ours = fitted(ours, variance, [everything], progress).part(everything)
         answers = ours.answers(range(1, len(ours) + 1), progress)
@@ -111,12 +117,11 @@ def entropy_form(
     errors = 0.5 * (numbers["add"] * numbers["u"]) ** 2 / numbers["var"] * torch.stack(apart, 1)
     if not bool(torch.isfinite(errors).all()):
         raise NonFiniteError("The network's answer is NaN or infinite at some step of the chain.")
-    return EntropyForm(_prior(model.path, data), data.entropy, _kernels(ours, data), errors)
+    return EntropyForm(_prior(ours.latents[1], data), data.entropy, _kernels(ours, data), errors)
 
 
-def _prior(path: GaussianPath, data: Gaussian) -> float:
-    """KL( q(x_K) | N(0, sigma_K^2) )."""
-    u = path.ends[1]
+def _prior(u: float, data: Gaussian) -> float:
+    """KL( q(x_K) | N(0, sigma_K^2) ), x_K at the clock `u`."""
     signal = ((1 - u) / u) ** 2
     ratio = 1 + signal * data.spectrum
     return float(0.5 * (signal * data.mean.square().sum() + (ratio - 1 - torch.log(ratio)).sum()))

@@ -3,11 +3,17 @@
     -log p(x) <= L_K + sum over k = 2 ... K of L_{k-1} + L_0                                        (terms in chain.py)
     log p(x)  >= E log of the mean over paths of w,   w = p(x, x_1 ... x_K) / q(x_1 ... x_K | x)
 
-Neither bounds the likelihood of the ODE, `log_prob`, which is another model with the same network.
+Neither bounds the likelihood of the ODE, `log_prob`, which is another model with the same network. In the terms of the
+first there is a second bound, on data noised to x_1: without the decoder it is a divergence of two laws of paths, and
+
+    E[ -log p(x_1) | x ] <= L_K + sum over k of L_{k-1} + d/2 log(2 pi e sigma_1^2)
+
+with equality where the model's score and prior are those of the data and the steps are infinitely many.
 
 References:
     Denoising Diffusion Probabilistic Models, Ho et al., 2020, arXiv:2006.11239.
     Importance Weighted Autoencoders, Burda et al., 2016, arXiv:1509.00519.
+    Variational Diffusion Models, Kingma et al., 2021, arXiv:2107.00630.
 """
 
 from __future__ import annotations
@@ -16,13 +22,13 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from sdegen import _checks
-from sdegen._arguments import batch_parts, evaluating
+from sdegen._arguments import batch_parts, evaluating, scale_at
 from sdegen._checks import NonFiniteError
 from sdegen._shapes import Generators, event_size, sum_event, uniform
 from sdegen.likelihoods.chain import Answer, ChainOnData, Data, data_of_bound, fitted
@@ -36,29 +42,50 @@ from sdegen.solvers.grids import Grid
 
 @dataclass(frozen=True, eq=False)
 class VLB:
-    """An upper bound on -log p(x) for every sample of a batch, in nats, term by term.
+    """An upper bound on -log p(x) of clean data for every sample of a batch, in nats, term by term.
+
+    Each term is an unbiased estimate over the noise in x_k: `total` is a bound in expectation.
 
     Attributes:
+        kind: "bound".
         prior: L_K, (B,).
-        transitions: L_1 ... L_{K-1}, nearest the data first, (B, K-1); or (B, draws) numbers whose sum estimates the
-            sum of these, in the limit of many steps their integral.
+        transitions: L_1 ... L_{K-1}, nearest the data first, (B, K-1), or of a chain that ends at noised data (B, K);
+            or (B, draws) numbers whose sum estimates the sum of these, in the limit of many steps their integral.
         decoder: L_0, (B,): minus a log-density with the Gaussian decoder, else minus a log-probability.
         size: d, the number of values in one sample.
+        u: the clocks of the first latent, which the decoder reads, and of the last, which has the prior.
+        sigma: the deviation of the noise in the first latent.
         standard_error: of the sum of `transitions`, (B,), where these were estimated at random steps or clocks, else
             None. It measures the spread over the choice of these steps and, unless `noise` fixed it, over the eps at
             each of them; the decoder's term is computed at a single eps, whose spread is not part of it.
     """
 
+    kind: ClassVar[str] = "bound"
+
     prior: Tensor
     transitions: Tensor
     decoder: Tensor
     size: int
+    u: tuple[float, float]
+    sigma: float
     standard_error: Tensor | None = None
 
     @property
     def total(self) -> Tensor:
         """L_K + sum of L_{k-1} + L_0, (B,), in nats."""
         return self.prior + self.transitions.sum(1) + self.decoder
+
+    @property
+    def cross_entropy(self) -> Tensor:
+        """The bound on E[ -log p(x_1) | x ] of data noised to the first latent x_1, (B,), in nats, without a decoder.
+
+            L_K + sum of L_{k-1} + d/2 log(2 pi e sigma^2)
+
+        It speaks of the density that `log_prob(model, x_1, u=bound.u)` gives of noised data: of x at sigma_min on
+        `VESDE`. `standard_error` is its error where steps or clocks are random.
+        """
+        entropy = 0.5 * self.size * math.log(2 * math.pi * math.e * self.sigma**2)
+        return self.prior + self.transitions.sum(1) + entropy
 
     @property
     def bits_per_dim(self) -> Tensor:
@@ -71,9 +98,12 @@ class IWAE:
     """A lower bound on log p(x) from the importance weights of whole paths, in nats.
 
     Attributes:
+        kind: "bound": in expectation, `log_prob` of one draw of the paths may lie above log p(x).
         log_weights: log w of every path, (B, samples).
         size: d, the number of values in one sample.
     """
+
+    kind: ClassVar[str] = "bound"
 
     log_weights: Tensor
     size: int
@@ -112,6 +142,7 @@ def vlb(
     generator: Generators = None,
     steps: int | None = None,
     grid: Grid | Tensor | None = None,
+    u: tuple[float, float] | None = None,
     draws: int | None = None,
     batch_size: int | None = None,
     progress: bool = False,
@@ -121,11 +152,15 @@ def vlb(
         -log p(x) <= E[ L_K + sum over k = 2 ... K of L_{k-1} + L_0 ]
 
     per sample, over the noise eps in x_k, one draw of it per term. Every L_{k-1} is a Kullback-Leibler divergence
-    between two normal laws, taken in closed form; p(x_K) is the path's own prior, N(0, sigma_K^2).
+    between two normal laws, taken in closed form; p(x_K) is the path's own prior, N(0, sigma_K^2). x are clean data,
+    also where the chain ends above them, at a clock u_0 > 0, as on `VESDE` and with `u=`: there data are noised to u_0,
+    and L_0 scores them by a normal law about x_hat with deviation sigma_0/alpha_0. (Kingma et al.'s own decoder on
+    levels has x_0/alpha_0 in place of x_hat, and asks no network.) `log_prob(u=)` scores noised data instead, and so
+    does the result's `cross_entropy`.
 
     Args:
-        model: K network calls on every part of x, or draws + 1.
-        x: data (B, *event).
+        model: K network calls on every part of x, one more where the chain ends at noised data; or draws + 1.
+        x: clean data (B, *event).
         variance: of the chain's steps, as `Ancestral` samples them: "beta"; "posterior", which borrows the variance of
             the second step for the first; "optimal", estimated from this x and its noise, so that the chain is fitted
             to the data it is scored on (for held-out data take the `optimal_variance` of other data); "learned"; or a
@@ -135,7 +170,9 @@ def vlb(
         noise: standard normals like x, the eps of every k; by default fresh draws from `generator` for every k.
         generator: a torch.Generator or one per sample.
         steps: of the chain, on a path that is none or for a shorter one, as in `Ancestral`.
-        grid: of the chain, as in `Ancestral`, from one end of the path to the other.
+        grid: of the chain, as in `Ancestral`.
+        u: (from, to), from < to: the chain on this part of the path, by default all of it or what `path.respaced(...)`
+            spans. At u[1] < 1 the prior N(0, sigma^2) is an assumption of the model, and L_K says what it costs.
         draws: an even number of random k per sample instead of all K-1; `standard_error` says how far off the sum of
             their terms may be.
         batch_size: rows of x in one network call; all of them by default.
@@ -156,12 +193,12 @@ def vlb(
     scored_by = decoder_of(decoder, x)
     if draws is not None:
         check_draws(draws)
-    laid = ChainOnData.lay(model, data, Ancestral(steps, variance=variance, grid=grid))
+    laid = ChainOnData.lay(model, data, Ancestral(steps, variance=variance, grid=grid), u)
     parts = list(batch_parts(x, batch_size))
     with evaluating(model):
         laid = fitted(laid, variance, parts, progress)
         terms = [_terms(laid.part(rows), scored_by, draws, progress) for rows in parts]
-    return joined(terms, x)
+    return joined(terms, x, model, laid.latents)
 
 
 def iwae(
@@ -175,6 +212,7 @@ def iwae(
     generator: Generators = None,
     steps: int | None = None,
     grid: Grid | Tensor | None = None,
+    u: tuple[float, float] | None = None,
     batch_size: int | None = None,
     progress: bool = False,
 ) -> IWAE:
@@ -189,7 +227,7 @@ def iwae(
     weights have a finite variance.
 
     Args:
-        model: samples K network calls on all of x.
+        model: samples K network calls on all of x, or samples (K + 1), see `vlb`.
         x: data (B, *event).
         samples: S, the number of paths per sample of the data.
         variance: as in `vlb`; "optimal" is estimated from x.
@@ -198,6 +236,7 @@ def iwae(
         generator: a torch.Generator or one per sample.
         steps: as in `vlb`.
         grid: as in `vlb`.
+        u: as in `vlb`.
         batch_size: rows in one network call, B by default; with more, several paths of a sample are followed at once.
         progress: whether to show a bar (needs tqdm).
 
@@ -215,7 +254,7 @@ def iwae(
     samples = _checks.whole("samples", samples)
     data = data_of_bound(model, x, cond, None, generator)
     scored_by = decoder_of(decoder, x)
-    laid = ChainOnData.lay(model, data, Ancestral(steps, variance=variance, grid=grid))
+    laid = ChainOnData.lay(model, data, Ancestral(steps, variance=variance, grid=grid), u)
     parts = list(batch_parts(x, batch_size))
     one_each = isinstance(generator, (list, tuple))  # from each of them one draw at a time
     with evaluating(model):
@@ -316,8 +355,8 @@ def _log_weight(laid: ChainOnData, decoder: Decoder, progress: bool) -> Tensor:
     return log_w - laid.reconstruction(last, decoder)
 
 
-def joined(parts: list[Terms], x: Tensor) -> VLB:
-    """The terms of all parts as one."""
+def joined(parts: list[Terms], x: Tensor, model: Model, u: tuple[float, float]) -> VLB:
+    """The terms of all parts as one, between the latents at the clocks `u`."""
     parts = parts or [Terms(x.new_empty(0), x.new_empty(0, 0), None, x.new_empty(0))]
     errors = [terms.standard_error for terms in parts if terms.standard_error is not None]
 
@@ -329,6 +368,8 @@ def joined(parts: list[Terms], x: Tensor) -> VLB:
         column([terms.transitions for terms in parts]),
         column([terms.decoder for terms in parts]),
         event_size(x.shape),
+        u,
+        u[0] * scale_at(model, u[0]),
         column(errors) if errors else None,
     )
     _refuse_non_finite(bound.total)

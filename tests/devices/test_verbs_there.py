@@ -10,8 +10,6 @@ from pretend import DEVICE, PretendDevice, counted, put
 import sdegen
 
 CHAIN = sdegen.DDPM.linear(20, 1e-3, 0.3, smooth=True)
-BOUNDED = ("vp", "subvp", "cosine", "ddpm", "smooth ddpm", "condot", "trigonometric", "retimed", "own vp", "own flow")
-"""From clean data; on VESDE there is no bound."""
 
 
 def batch(n=4):
@@ -97,7 +95,7 @@ def test_log_prob_as_it_comes():
     print(f"log_prob by dopri8: {waits.total()} waits")
 
 
-@pytest.mark.parametrize("path", marked(BOUNDED, *BOUNDED[:-2]))
+@pytest.mark.parametrize("path", marked(SCORED, *SCORED[:-2]))
 def test_every_bound_on_every_path(path):
     path = PATHS[path]
     model, x = network(path), batch()
@@ -125,7 +123,9 @@ BOUNDS = {
     "vlb, learned": lambda m, x, n: sdegen.vlb(m, x, steps=n, variance="learned"),
     "vlb, some steps": lambda m, x, n: sdegen.vlb(m, x, steps=20, draws=n),
     "vlb, given noise": lambda m, x, n: sdegen.vlb(m, x, steps=n, noise=torch.ones_like(x)),
+    "vlb of a part": lambda m, x, n: sdegen.vlb(m, x, grid=sdegen.PowerGrid(2), steps=n, u=(0.05, 0.6)),
     "continuous_vlb": lambda m, x, n: sdegen.continuous_vlb(m, x, draws=n),
+    "continuous_vlb of a part": lambda m, x, n: sdegen.continuous_vlb(m, x, draws=n, u=(0.05, 0.6)),
     "iwae": lambda m, x, n: sdegen.iwae(m, x, 2, steps=n),
     "iwae, learned": lambda m, x, n: sdegen.iwae(m, x, 2, steps=n, variance="learned"),
     "optimal_variance": lambda m, x, n: sdegen.optimal_variance(m, x, n),
@@ -139,6 +139,23 @@ def test_no_loop_of_a_bound_waits(name):
     same(_on_the_cpu(lambda m, x: _fields(call(m, x, 8))), learned(), batch())
     model, x = put(learned()), put(batch())
     few(lambda n: call(model, x, n))
+
+
+@pytest.mark.parametrize("path", ["vp", "ve", "interpolant"])
+def test_importance(path):
+    """Two solves, each of half the steps that are counted."""
+
+    def call(m, n, **options):
+        return sdegen.importance(m, lambda x: -x.square().sum(1), 4, shape=(2,), solver=two_step(n // 2), **options)
+
+    def numbers(m, x):
+        found = call(m, 8, batch_size=2)
+        mean = found.mean(lambda x: x[:, 0] > 0)
+        return [found.samples, found.log_weights, found.effective_size, *found.log_normaliser, *mean]
+
+    same(numbers, network(PATHS[path]), batch())
+    model = put(network(PATHS[path]))
+    few(lambda n: call(model, n))
 
 
 def test_levels():

@@ -122,10 +122,10 @@ def test_entropy_form_refuses_learned_variances():
     assert not CALLS
 
 
-def test_a_bound_needs_the_whole_path():
-    """`respaced` with "leading" starts below the noise end; a sampler may, a bound has no prior there."""
+def test_a_plain_tensor_of_knots_has_no_ends_of_its_own():
+    """`respaced` with "leading" starts below the noise end, and its knots say so; other tensors need `u=`."""
     CALLS.clear()
-    grid = sdegen.DDPM.linear(100, 1e-3, 0.1).respaced(10)
+    grid = sdegen.DDPM.linear(100, 1e-3, 0.1).respaced(10) * 1.0
     model = sdegen.ScoreModel(net, sdegen.DDPM.linear(100, 1e-3, 0.1))
     for call in (sdegen.vlb, sdegen.iwae, sdegen.optimal_variance):
         with pytest.raises(ValueError, match=r"The grid runs from u = .* to 0.0, the solve from"):

@@ -239,7 +239,16 @@ def read(model: sdegen.ScoreModel, x: Tensor) -> None:
     bound: sdegen.VLB = sdegen.vlb(model, x, steps=8, variance=variance)
     limit: sdegen.VLB = sdegen.continuous_vlb(model, x.round(), decoder=sdegen.Discretized(9, -4.0, 4.0), draws=4)
     tighter: sdegen.IWAE = sdegen.iwae(model, x, 2, steps=8)
-    found = [logp, bound.total, limit.bits_per_dim, tighter.log_prob]
+    part: sdegen.VLB = sdegen.continuous_vlb(model, x, u=(0.05, 0.9), draws=4)
+    kinds: set[str] = {bound.kind, tighter.kind}
+    assert kinds == {"bound"}
+    weighted: sdegen.Importance = sdegen.importance(model, lambda y: -y.square().sum(1), 4, shape=(2,), solver=ode)
+    moment: sdegen.Estimate = weighted.mean(lambda y: y**2)
+    log_normaliser, its_error = weighted.log_normaliser
+    assert moment.value.shape == (2,)
+    assert float(weighted.effective_size) <= 4.1
+    assert math.isfinite(float(log_normaliser + its_error))
+    found = [logp, bound.total, limit.bits_per_dim, tighter.log_prob, part.cross_entropy]
     assert all(values.shape == (len(x),) for values in found)
     heads = sdegen.ScoreModel(TwoHeads(), sdegen.DDPM.linear(8), learns_variance=True)
     hybrid: Tensor = sdegen.hybrid_loss(heads, x)

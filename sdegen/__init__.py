@@ -11,6 +11,7 @@ from sdegen.likelihoods.continuous import continuous_vlb
 from sdegen.likelihoods.decoders import Discretized
 from sdegen.likelihoods.density import log_prob
 from sdegen.likelihoods.entropy import EntropyForm, entropy_form
+from sdegen.likelihoods.evaluation import Evaluation, evaluate
 from sdegen.likelihoods.variational import IWAE, VLB, iwae, vlb
 from sdegen.models.base import Model
 from sdegen.models.exact import Gaussian, GaussianMixture
@@ -74,9 +75,9 @@ __all__ += ["Grid", "KarrasGrid", "Layout", "PowerGrid", "StretchedGrid"]
 __all__ += ["hybrid_loss", "loss"]
 __all__ += ["decode", "encode", "rectify", "sample", "solve", "straightness"]
 __all__ += ["compare", "energy_distance", "tune"]
-__all__ += ["continuous_vlb", "entropy_form", "iwae", "log_prob", "optimal_variance", "vlb"]
+__all__ += ["continuous_vlb", "entropy_form", "evaluate", "iwae", "log_prob", "optimal_variance", "vlb"]
 # Values: given to verbs, returned and raised by them
 __all__ += ["Discretized", "Hutchinson", "Shared", "Slopes"]
 __all__ += ["ChainTimes", "ClockTimes", "LikelihoodTimes", "LowDiscrepancyTimes", "UniformTimes"]
 __all__ += ["Independent", "LikelihoodWeighting", "MinSNR", "OptimalTransport"]
-__all__ += ["IWAE", "VLB", "AccuracyWarning", "Comparison", "EntropyForm", "NonFiniteError", "Solution"]
+__all__ += ["IWAE", "VLB", "AccuracyWarning", "Comparison", "EntropyForm", "Evaluation", "NonFiniteError", "Solution"]

@@ -16,8 +16,9 @@ from sdegen.solvers import ODE_METHODS, SCHEMES, SDE_METHODS
 
 ROOT = Path(__file__).parent.parent
 LAYERS = [  # a file imports only from rows above its own
-    {"_version", "_shapes"},
+    {"_version", "_shapes", "_fingerprint"},
     {"_checks"},
+    {"journal"},
     {"paths", "models", "training", "likelihoods"},
     {"paths.priors", "paths.consistency", "paths.inverse", "nets", "datasets"},
     {"paths.gaussian"},
@@ -49,6 +50,7 @@ LAYERS = [  # a file imports only from rows above its own
     {"likelihoods.density", "likelihoods.chain"},
     {"likelihoods.variational", "likelihoods.entropy", "training.hybrid"},
     {"likelihoods.continuous"},
+    {"likelihoods.evaluation"},
     {"training.couplings", "training.times"},
     {"training.losses"},
     {"interop.adapted"},

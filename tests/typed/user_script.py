@@ -239,6 +239,11 @@ def read(model: sdegen.ScoreModel, x: Tensor) -> None:
     bound: sdegen.VLB = sdegen.vlb(model, x, steps=8, variance=variance)
     limit: sdegen.VLB = sdegen.continuous_vlb(model, x.round(), decoder=sdegen.Discretized(9, -4.0, 4.0), draws=4)
     tighter: sdegen.IWAE = sdegen.iwae(model, x, 2, steps=8)
+    held_out: sdegen.Evaluation = sdegen.evaluate(model, x, solver=ode, batch_size=4)
+    low, high = held_out.interval
+    assert held_out.complete
+    assert low <= held_out.mean <= high
+    print(held_out)
     found = [logp, bound.total, limit.bits_per_dim, tighter.log_prob]
     assert all(values.shape == (len(x),) for values in found)
     heads = sdegen.ScoreModel(TwoHeads(), sdegen.DDPM.linear(8), learns_variance=True)

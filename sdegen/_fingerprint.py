@@ -112,10 +112,13 @@ def _held_by_object(value: object) -> dict[str, object]:
         return held
     own = getattr(kind, "__getstate__", None)
     if own is not None and own is not getattr(object, "__getstate__", None):
-        return {**held, "state": own(value)}
-    slots = [slot for base in kind.__mro__ for slot in _slots(base) if hasattr(value, slot)]
-    inside = {**getattr(value, "__dict__", {}), **{slot: getattr(value, slot) for slot in slots}}
-    return {**held, **{f".{name}": part for name, part in inside.items() if name not in _remembered(kind)}}
+        inside = own(value)
+    else:
+        slots = [slot for base in kind.__mro__ for slot in _slots(base) if hasattr(value, slot)]
+        inside = {**getattr(value, "__dict__", {}), **{slot: getattr(value, slot) for slot in slots}}
+    if isinstance(inside, dict):
+        inside = {name: part for name, part in inside.items() if name not in _remembered(kind)}
+    return {**held, "inside": inside}
 
 
 def _slots(kind: type) -> list[str]:

@@ -149,7 +149,7 @@ class Fragile(nn.Module):
     """It fails far from the origin."""
 
     def forward(self, x, t):
-        if float(x.abs().max()) > 1e6:
+        if bool((x.detach().abs() > 1e6).any()):
             raise MemoryError("too far")
         return -x
 

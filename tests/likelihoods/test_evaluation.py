@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -164,7 +165,9 @@ def test_a_failure_keeps_the_chunks_before_it(tmp_path):
 
 def test_nan_is_refused_by_the_sample_s_number(monkeypatch):
     found = torch.tensor([0.0, math.nan, 0.0, 0.0])
-    monkeypatch.setattr(evaluation, "log_likelihood", lambda model, x, *_, **__: evaluation.Scored(found[: len(x)]))
+    monkeypatch.setattr(
+        evaluation, "log_likelihood", lambda model, x, *_, **__: SimpleNamespace(log_prob=found[: len(x)])
+    )
     with pytest.raises(sdegen.NonFiniteError, match="of 1 samples is NaN, the first of them sample 1"):
         evaluate(field(), points(), batch_size=4)
 

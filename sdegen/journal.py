@@ -111,7 +111,7 @@ def _mixed(n: int) -> int:
 
 
 class Unsaved:
-    """A journal that writes nothing: the chunks of this process alone."""
+    """A journal that stays in memory: the chunks of this process alone."""
 
     def __init__(self) -> None:
         self._chunks: dict[int, dict[str, Tensor]] = {}
@@ -120,16 +120,19 @@ class Unsaved:
         """The tensors of a chunk, None if it is not there."""
         return self._chunks.get(chunk)
 
+    def prepare(self) -> None:
+        """Nothing to do."""
+
     def write(self, chunk: int, values: Mapping[str, Tensor]) -> None:
-        """Keep them."""
+        """Keep the tensors of a chunk."""
         self._chunks[chunk] = dict(values)
 
 
 class Journal:
     """The chunks of one computation in one directory, which any number of processes may write to.
 
-    Opening it compares the manifest and clears away what dead processes left unfinished an hour ago; nothing is
-    written before the first chunk is.
+    Opening it compares the manifest and writes nothing, so that a finished journal may lie where nobody can write. The
+    manifest comes with the first chunk: a computation that fails before leaves the directory to any other.
 
     Args:
         directory: where the files are; made if it is not there.
@@ -138,7 +141,7 @@ class Journal:
     Raises:
         TypeError: a directory that is no path.
         ValueError: a directory of another computation, naming what differs; a file; a manifest that cannot be read.
-        OSError: a directory that cannot be made or written to; later, a full disk.
+        OSError: later, for a directory that cannot be made or written to, or a full disk.
     """
 
     def __init__(self, directory: str | os.PathLike[str], about: Mapping[str, object]):
@@ -152,10 +155,6 @@ class Journal:
         if self.directory.exists() and not self.directory.is_dir():
             raise ValueError(f"directory must be a folder, and {str(directory)!r} is a file.")
         self._compare()
-        self.directory.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=self.directory):  # refused now rather than after the first chunk
-            pass
-        self._clear()
 
     def read(self, chunk: int) -> dict[str, Tensor] | None:
         """The tensors of a chunk, on the CPU; None if it is not there, damaged or another computation's."""
@@ -168,6 +167,16 @@ class Journal:
             return None
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
             return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+
+    def prepare(self) -> None:
+        """Make the directory and try to write to it, before hours are spent; clear away what dead processes left."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=self.directory):
+            pass
+        for file in self.directory.glob(".*.unfinished"):
+            with suppress(FileNotFoundError):  # another process was here first, or has just finished it
+                if time.time() - file.stat().st_mtime > STALE_AFTER:
+                    file.unlink()
 
     def write(self, chunk: int, values: Mapping[str, Tensor]) -> None:
         """Write the tensors of a chunk, after the manifest if that is not there yet."""
@@ -209,13 +218,6 @@ class Journal:
                 f"{', '.join(differ)}: give another directory, or the same arguments to go on with this one."
             )
         return True
-
-    def _clear(self) -> None:
-        """Remove unfinished files that are too old to be anybody's."""
-        for file in self.directory.glob(".*.unfinished"):
-            with suppress(FileNotFoundError):  # another process was here first, or has just finished it
-                if time.time() - file.stat().st_mtime > STALE_AFTER:
-                    file.unlink()
 
 
 def _words(value: object) -> str:

@@ -30,6 +30,7 @@ def same(read: dict[str, torch.Tensor] | None) -> bool:
 
 def written(directory, chunk: int = 3):
     kept = Journal(directory, ABOUT)
+    kept.prepare()
     kept.write(chunk, VALUES)
     return kept, directory / f"chunk-{chunk:08d}.npz"
 
@@ -68,6 +69,7 @@ def test_a_file_of_another_chunk_or_another_computation_is_not_taken(tmp_path):
     shutil.copy(file, tmp_path / "ours" / "chunk-00000004.npz")
     assert kept.read(4) is None
     other = Journal(tmp_path / "theirs", {**ABOUT, "seed": 2})
+    other.prepare()
     other.write(5, VALUES)
     shutil.copy(tmp_path / "theirs" / "chunk-00000005.npz", tmp_path / "ours")
     assert kept.read(5) is None
@@ -130,7 +132,7 @@ def test_unfinished_files_are_cleared_once_they_are_old(tmp_path):
     for file in (young, old, foreign):
         file.write_bytes(b"half")
         os.utime(file, (0, time.time() - (10 if file is young else 2 * journal.STALE_AFTER)))
-    Journal(tmp_path, ABOUT)
+    Journal(tmp_path, ABOUT).prepare()
     assert young.exists()
     assert foreign.exists()
     assert not old.exists()
@@ -164,10 +166,14 @@ def test_a_directory_that_is_no_journal_is_refused(manifest, tmp_path):
         Journal(3, ABOUT)
 
 
-def test_opening_writes_nothing(tmp_path):
-    Journal(tmp_path / "new", ABOUT)
-    assert not list((tmp_path / "new").iterdir())
-    Journal(tmp_path / "new", {**ABOUT, "seed": 2})
+def test_opening_writes_nothing_and_the_manifest_comes_with_the_first_chunk(tmp_path):
+    directory = tmp_path / "new"
+    kept = Journal(directory, ABOUT)
+    assert kept.read(0) is None
+    assert not directory.exists()
+    kept.prepare()
+    assert not list(directory.iterdir())
+    Journal(directory, {**ABOUT, "seed": 2})
 
 
 @pytest.mark.parametrize(("n", "size"), [(0, 4), (1, 4), (4, 4), (5, 4), (12, 4), (7, 1)])

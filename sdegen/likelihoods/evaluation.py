@@ -88,11 +88,11 @@ class Evaluation:
 
     Attributes:
         per_sample: log-densities, or lower bounds on log-probabilities, (n,); NaN where a sample is not scored yet.
-        errors: the numerical errors of `per_sample` by name, as far as they were estimated, each (n,) in nats:
-            "solver_error", "probe_error" and "prior_gap" of `log_likelihood`, "standard_error" of `discrete_log_prob`.
         size: d, the number of values in one sample.
         kind: "density", or "bound" for quantised data.
         complete: whether every sample is scored. All else is about those that are.
+        errors: the numerical errors of `per_sample` by name, as far as they were estimated, each (n,) in nats:
+            "solver_error", "probe_error" and "prior_gap" of `log_likelihood`, "standard_error" of `discrete_log_prob`.
     """
 
     per_sample: Tensor
@@ -109,7 +109,7 @@ class Evaluation:
     @property
     def mean(self) -> float:
         """The mean log-likelihood, in nats; NaN where no sample is scored."""
-        return float(self.per_sample.double().nanmean())
+        return float(self.per_sample.cpu().double().nanmean())
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -117,7 +117,7 @@ class Evaluation:
 
         A bias, such as a solver's or that of a bound, is not in it. Infinite for fewer than two samples.
         """
-        there = self.per_sample[self.scored].double()
+        there = self.per_sample[self.scored].cpu().double()
         if len(there) < 2:
             return -math.inf, math.inf
         half = float(stdtrit(len(there) - 1, 0.975)) * float(there.std()) / math.sqrt(len(there))
@@ -143,7 +143,8 @@ class Evaluation:
         """
         if not self.errors:
             return None
-        return float(torch.stack([error.double() for error in self.errors.values()]).nansum(0)[self.scored].mean())
+        together = torch.stack([error.cpu().double() for error in self.errors.values()]).nansum(0)
+        return float(together[self.scored.cpu()].mean())
 
     def _bits(self, nats: float) -> float:
         return -nats / (self.size * math.log(2))
@@ -179,8 +180,9 @@ def evaluate(
     `batch_size` samples. With a `directory` every finished chunk is a file there, written so that a process may be
     killed at any moment: called again with the same arguments, it computes the chunks that are missing and gives the
     bits of an uninterrupted run. A chunk's file that is damaged or was brought from elsewhere counts as missing.
-    Several processes, each with its own `shard`, share one directory; whoever calls last, with any
-    shard, gets the whole. The same bits need the same kind of machine, device, number of threads and torch.
+    Several processes, each with its own `shard`, share one directory and never wait for each other; a call after all of
+    them have ended gets the whole and asks no network. The same bits need the same kind of machine, device, number of
+    threads and torch.
 
     Args:
         model: a `ScoreModel`, or the `.model(path)` of an exact target.
@@ -196,7 +198,7 @@ def evaluate(
         solver: as in `log_likelihood`.
         trace: as in `log_likelihood`; with `quantized` it is exact.
         cond: keyword arguments for the network; tensors with N rows are cut with the data, `Shared` ones are not.
-        progress: whether to show a bar, a step a chunk (needs tqdm).
+        progress: whether to show a bar, a step for every missing chunk (needs tqdm).
 
     Returns:
         The numbers of every sample that is scored: with a directory, of all the chunks that are there; without, of this
@@ -216,11 +218,12 @@ def evaluate(
     work.check(part)
     chunks = Chunks(len(data), batch_size)
     journal = Unsaved() if directory is None else Journal(directory, work.settings())
-    mine = chunks.of_shard(part)
-    with bar(len(mine), progress) as chunk_done:
-        for c in mine:
-            if journal.read(c) is None:
-                journal.write(c, work.scores(chunks.rows(c)))
+    missing = [c for c in chunks.of_shard(part) if journal.read(c) is None]
+    if missing:
+        journal.prepare()
+    with bar(len(missing), progress) as chunk_done:
+        for c in missing:
+            journal.write(c, work.scores(chunks.rows(c)))
             chunk_done()
     found = [journal.read(c) for c in range(len(chunks))]
     columns = _joined(found, chunks, data.device)

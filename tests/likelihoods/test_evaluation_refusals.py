@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 
 import pytest
 import torch
@@ -132,9 +133,19 @@ def test_a_network_with_collective_operations_is_refused_on_several_shards():
         evaluate(wrapped, X, shard=(0, 2))
 
 
-def test_a_directory_that_cannot_be_written_is_refused_before_the_first_call(tmp_path):
+def test_a_directory_that_cannot_be_written_is_refused_before_the_first_call(tmp_path, finished, monkeypatch):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(ValueError, match=r"directory must be a folder, and '.*file' is a file"):
         evaluate(model(asked=False), X, solver=SOLVER, directory=tmp_path / "file")
     with pytest.raises(OSError, match="file"):
         evaluate(model(asked=False), X, solver=SOLVER, directory=tmp_path / "file" / "inside")
+
+    def read_only(dir):
+        raise PermissionError(13, "Permission denied", str(dir))
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", read_only)
+    with pytest.raises(PermissionError, match="Permission denied"):
+        evaluate(model(asked=False), X, solver=SOLVER, directory=tmp_path / "new")
+    assert evaluate(
+        model(asked=False), X, directory=finished, solver=SOLVER, batch_size=4, cond={"shift": X}
+    ).complete, "a finished one need not be written to"

@@ -285,11 +285,12 @@ class _Work:
             raise ValueError(
                 f"data must have shape (N, ...), a batch axis and a non-empty event, not {tuple(self.data.shape)}."
             )
-        if self.trace not in ("auto", "exact"):
+        if isinstance(self.trace, Hutchinson):
             raise ValueError(
                 "A bound of K draws takes the exact trace, since a noisy density in an exponent is no bound, and "
                 f"trace is {self.trace!r}."
             )
+        _checks.choice("trace", self.trace, ("auto", "exact"))
 
     def scores(self, rows: range) -> dict[str, Tensor]:
         """The log-likelihoods of some samples, and what is known of their errors, by name, each (B,)."""

@@ -75,6 +75,8 @@ def test_what_is_no_bound_is_refused_before_the_first_call():
     net = sdegen.ScoreModel(asked, sdegen.CondOT(), "velocity")
     with pytest.raises(ValueError, match=r"exact trace, .* is no bound, and trace is Hutchinson\(probes=1\)"):
         evaluate(net, whole(), quantized=LEVELS, trace=sdegen.Hutchinson(1))
+    with pytest.raises(ValueError, match="Unknown trace 'some'"):
+        evaluate(net, whole(), quantized=LEVELS, trace="some")
     late = whole()
     late[-1, 0] = 16
     with pytest.raises(ValueError, match="whole numbers from 0 to 15, and one value is 16"):

@@ -92,7 +92,8 @@ DIFFERENT = {
         model(scaled_by(2.0)), model(scaled_by(3.0)), model(named), model(lambda x, t: torch.sin(x)),
         model(lambda x, t: torch.cos(x)), model(functools.partial(named, t=0.5)),
         model(functools.partial(named, t=0.6)),
-        torch.sin, torch.cos, np.sin, np.cos, NET.forward, functools.lru_cache(named), nn.functional.relu, nn.Linear,
+        lambda x, t: (lambda z: 2 * z)(x), lambda x, t: (lambda z: 3 * z)(x), torch.sin, torch.cos,
+        np.sin, np.cos, NET.forward, functools.lru_cache(named), nn.functional.relu, nn.Linear,
     ],
     "solvers": [
         sdegen.ODESolver("rk4", steps=4), sdegen.ODESolver("rk4", steps=5), sdegen.ODESolver("dopri8"),

@@ -11,6 +11,7 @@ from sdegen.likelihoods.continuous import continuous_vlb
 from sdegen.likelihoods.decoders import Discretized
 from sdegen.likelihoods.density import log_prob
 from sdegen.likelihoods.entropy import EntropyForm, entropy_form
+from sdegen.likelihoods.evaluation import Evaluation, evaluate
 from sdegen.likelihoods.quantised import DiscreteLogProb, Quantized, discrete_log_prob
 from sdegen.likelihoods.variational import IWAE, VLB, iwae, vlb
 from sdegen.likelihoods.weighted import Estimate, Importance, importance
@@ -76,11 +77,11 @@ __all__ += ["Grid", "KarrasGrid", "Layout", "PowerGrid", "StretchedGrid"]
 __all__ += ["hybrid_loss", "loss"]
 __all__ += ["decode", "encode", "rectify", "sample", "solve", "straightness"]
 __all__ += ["compare", "energy_distance", "tune"]
-__all__ += ["continuous_vlb", "discrete_log_prob", "entropy_form", "importance", "iwae", "log_prob"]
+__all__ += ["continuous_vlb", "discrete_log_prob", "entropy_form", "evaluate", "importance", "iwae", "log_prob"]
 __all__ += ["optimal_variance", "vlb"]
 # Values: given to verbs, returned and raised by them
 __all__ += ["Discretized", "Hutchinson", "Quantized", "Shared", "Slopes"]
 __all__ += ["ChainTimes", "ClockTimes", "LikelihoodTimes", "LowDiscrepancyTimes", "UniformTimes"]
 __all__ += ["Independent", "LikelihoodWeighting", "MinSNR", "OptimalTransport"]
 __all__ += ["IWAE", "VLB", "AccuracyWarning", "Comparison", "DiscreteLogProb", "EntropyForm", "Estimate"]
-__all__ += ["Importance", "NonFiniteError", "Solution"]
+__all__ += ["Evaluation", "Importance", "NonFiniteError", "Solution"]

@@ -16,8 +16,9 @@ from sdegen.solvers import ODE_METHODS, SCHEMES, SDE_METHODS
 
 ROOT = Path(__file__).parent.parent
 LAYERS = [  # a file imports only from rows above its own
-    {"_version", "_shapes"},
+    {"_version", "_shapes", "_fingerprint"},
     {"_checks"},
+    {"journal"},
     {"paths", "models", "training", "likelihoods"},
     {"paths.priors", "paths.consistency", "paths.inverse", "nets"},
     {"paths.gaussian"},
@@ -49,7 +50,7 @@ LAYERS = [  # a file imports only from rows above its own
     {"likelihoods.density", "likelihoods.chain"},
     {"likelihoods.variational", "likelihoods.entropy", "likelihoods.weighted", "training.hybrid"},
     {"likelihoods.continuous", "likelihoods.quantised"},
-    {"datasets"},
+    {"likelihoods.evaluation", "datasets"},
     {"training.couplings", "training.times"},
     {"training.losses"},
     {"interop.adapted"},

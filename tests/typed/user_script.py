@@ -248,6 +248,11 @@ def read(model: sdegen.ScoreModel, x: Tensor) -> None:
     assert moment.value.shape == (2,)
     assert float(weighted.effective_size) <= 4.1
     assert math.isfinite(float(log_normaliser + its_error))
+    held_out: sdegen.Evaluation = sdegen.evaluate(model, x, solver=ode, batch_size=4)
+    low, high = held_out.interval
+    assert held_out.complete
+    assert low <= held_out.mean <= high
+    print(held_out)
     found = [logp, bound.total, limit.bits_per_dim, tighter.log_prob, part.cross_entropy]
     assert all(values.shape == (len(x),) for values in found)
     heads = sdegen.ScoreModel(TwoHeads(), sdegen.DDPM.linear(8), learns_variance=True)

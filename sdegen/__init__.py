@@ -9,7 +9,7 @@ from sdegen.comparison import Comparison, compare, energy_distance
 from sdegen.likelihoods.chain import optimal_variance
 from sdegen.likelihoods.continuous import continuous_vlb
 from sdegen.likelihoods.decoders import Discretized
-from sdegen.likelihoods.density import log_prob
+from sdegen.likelihoods.density import LogLikelihood, log_likelihood, log_prob
 from sdegen.likelihoods.entropy import EntropyForm, entropy_form
 from sdegen.likelihoods.evaluation import Evaluation, evaluate
 from sdegen.likelihoods.quantised import DiscreteLogProb, Quantized, discrete_log_prob
@@ -29,10 +29,12 @@ from sdegen.solvers import (
     DDIM,
     DEIS,
     Adams,
+    AdamsUntil,
     Ancestral,
     Ask,
     Churn,
     DPMSolver,
+    Exact,
     Grid,
     Heun,
     Hutchinson,
@@ -68,7 +70,7 @@ __all__ = ["__version__"]
 __all__ += ["DDPM", "VESDE", "VPSDE", "CosineVPSDE", "GaussianPath", "SubVPSDE"]
 __all__ += ["CondOT", "Interpolant", "Retimed", "Trigonometric"]
 __all__ += ["Gaussian", "GaussianMixture", "Model", "ScoreModel", "Wrapped", "vector_field"]
-__all__ += ["DDIM", "Adams", "Ancestral", "ODESolver", "SDESolver", "StochasticAdams"]
+__all__ += ["DDIM", "Adams", "AdamsUntil", "Ancestral", "ODESolver", "SDESolver", "StochasticAdams"]
 __all__ += ["DEIS", "DPMSolver", "Heun", "SASolver", "UniPC"]
 __all__ += ["Churn", "Langevin", "Renoised", "Restart"]
 __all__ += ["Ask", "Multistep", "OneStep", "Problem", "Result", "Row", "Solver", "Stage", "march"]
@@ -77,11 +79,11 @@ __all__ += ["Grid", "KarrasGrid", "Layout", "PowerGrid", "StretchedGrid"]
 __all__ += ["hybrid_loss", "loss"]
 __all__ += ["decode", "encode", "rectify", "sample", "solve", "straightness"]
 __all__ += ["compare", "energy_distance", "tune"]
-__all__ += ["continuous_vlb", "discrete_log_prob", "entropy_form", "evaluate", "importance", "iwae", "log_prob"]
-__all__ += ["optimal_variance", "vlb"]
+__all__ += ["continuous_vlb", "discrete_log_prob", "entropy_form", "evaluate", "importance", "iwae"]
+__all__ += ["log_likelihood", "log_prob", "optimal_variance", "vlb"]
 # Values: given to verbs, returned and raised by them
-__all__ += ["Discretized", "Hutchinson", "Quantized", "Shared", "Slopes"]
+__all__ += ["Discretized", "Exact", "Hutchinson", "Quantized", "Shared", "Slopes"]
 __all__ += ["ChainTimes", "ClockTimes", "LikelihoodTimes", "LowDiscrepancyTimes", "UniformTimes"]
 __all__ += ["Independent", "LikelihoodWeighting", "MinSNR", "OptimalTransport"]
 __all__ += ["IWAE", "VLB", "AccuracyWarning", "Comparison", "DiscreteLogProb", "EntropyForm", "Estimate"]
-__all__ += ["Evaluation", "Importance", "NonFiniteError", "Solution"]
+__all__ += ["Evaluation", "Importance", "LogLikelihood", "NonFiniteError", "Solution"]

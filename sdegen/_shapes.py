@@ -56,6 +56,14 @@ def normal(shape: Sequence[int], generator: Generators, dtype: torch.dtype, devi
     return torch.stack(rows) if rows else torch.empty(tuple(shape), dtype=dtype, device=device)
 
 
+def rand(shape: Sequence[int], generator: Generators, device: torch.device) -> Tensor:
+    """Uniform numbers on [0, 1) of `shape` (B, ...), float32, drawn like `normal`."""
+    if generator is None or isinstance(generator, torch.Generator):
+        return torch.rand(tuple(shape), generator=generator, dtype=torch.float32, device=device)
+    rows = [torch.rand(tuple(shape[1:]), generator=g, dtype=torch.float32, device=device) for g in generator]
+    return torch.stack(rows) if rows else torch.empty(tuple(shape), device=device)
+
+
 def uniform(n: int, generator: Generators, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Uniform numbers on (0, 1], shape (n,): the data end of a path, where some targets are infinite, is left out.
 

@@ -18,7 +18,7 @@ from sdegen.solvers import ODESolver
 from sdegen.solvers.base import Problem, Result, Solver
 
 LIKELIHOOD_SOLVER = ODESolver("dopri8", rtol=1e-6)
-"""The default of encode, decode and log_prob."""
+"""The default of encode and decode."""
 
 SIGNAL_LEFT = 0.05
 """Up to this alpha/sigma, N(0, sigma^2) passes for the law of x_t of data of unit scale."""
@@ -106,7 +106,7 @@ def sample(
     """
     check_model(model)
     _check_solver(solver)
-    _check_gradients(model, solver, differentiable, checkpoint_every)
+    check_gradients(model, solver, differentiable, checkpoint_every)
     shape = _checks.batch_shape(shape)
     dtype, device = _dtype_and_device(model, dtype, device)
     _checks.generators(generator, shape[0], device)
@@ -158,7 +158,7 @@ def encode(
     Args:
         model: as in `sample`.
         x: the data, (B, *event).
-        solver: one that solves the ODE; by default that of `log_prob`.
+        solver: one that solves the ODE; by default "dopri8" at tolerance 1e-6.
         cond: keyword arguments for the network.
         u: (from, to), only this part of the path.
         differentiable: keep the graph for a backward pass, see `solve`; the default solver is adaptive and has none.
@@ -199,7 +199,7 @@ def decode(
     Args:
         model: as in `sample`.
         z: the latents, x at the noise end, (B, *event).
-        solver: one that solves the ODE; by default that of `log_prob`.
+        solver: one that solves the ODE; by default "dopri8" at tolerance 1e-6.
         cond: keyword arguments for the network.
         u: (from, to), only this part of the path; z is then x_t at u[0].
         differentiable: as in `encode`.
@@ -279,7 +279,7 @@ def solve(
     check_model(model)
     x = _checks.batch("x", x)
     _check_solver(solver)
-    _check_gradients(model, solver, differentiable, checkpoint_every)
+    check_gradients(model, solver, differentiable, checkpoint_every)
     _checks.choice("end", to, ("data", "noise"))
     ends = interval(model, to, u, solver.span)
     _checks.generators(generator, len(x), x.device)
@@ -322,7 +322,7 @@ def _check_solver(solver: object) -> None:
         raise TypeError(f"solver must be a Solver, such as Adams(20) or SDESolver('euler', 500), and it is {solver!r}.")
 
 
-def _check_gradients(model: Model, solver: Solver, differentiable: bool, checkpoint_every: int | None) -> None:
+def check_gradients(model: Model, solver: Solver, differentiable: bool, checkpoint_every: int | None) -> None:
     """A solve keeps its graph where it was told to, its solver can and gradients are on."""
     if not isinstance(differentiable, bool):
         raise TypeError(f"differentiable must be True or False, and it is {differentiable!r}.")

@@ -79,12 +79,12 @@ def test_from_solve_and_sample_to_the_network(solver):
 @pytest.mark.parametrize("solver", [s for s in ENGINES if s.solves_ode], ids=repr)
 def test_from_log_prob_to_the_network(solver):
     for trace in ("exact", sdegen.Hutchinson(1)):
-        assert deepest(lambda m, trace=trace: sdegen.log_prob(m, X, solver, trace=trace)) <= 5
+        assert deepest(lambda m, trace=trace: sdegen.log_likelihood(m, X, solver, trace=trace)) <= 5
 
 
 def test_from_log_prob_by_a_sample_s_own_steps_to_the_network():
     for trace in ("exact", sdegen.Hutchinson(1)):
-        assert deepest(lambda m, trace=trace: sdegen.log_prob(m, X, MARCHES[-1], trace=trace)) <= 6
+        assert deepest(lambda m, trace=trace: sdegen.log_likelihood(m, X, MARCHES[-1], trace=trace)) <= 6
 
 
 def test_from_the_losses_and_bounds_to_the_network():

@@ -1,9 +1,11 @@
-"""Exact log-densities by the probability-flow ODE.
+"""Exact log-densities by the probability-flow ODE, and how far to trust them.
 
     log p(x) = log p_prior(x_noise) + d log r_noise - d log r_data + integral over u of div(eps_hat - x_hat)
 
 from the data end to the noise end of the clock: both the right-hand side and the divergence are finite at u = 0, so
-nothing is cut off. It is the density of the ODE model itself, whether or not its score is a gradient.
+nothing is cut off. It is the density of the ODE model itself, whether or not its score is a gradient. Three things
+keep the number from the log-density of the data's law, apart from the network's own error: the solver's steps, the
+probes of an estimated trace, and the prior, which is not quite the law of the data at the noise end.
 
 References:
     Score-Based Generative Modeling through Stochastic Differential Equations, Song et al., 2021, arXiv:2011.13456.
@@ -14,24 +16,33 @@ References:
 from __future__ import annotations
 
 import math
-from typing import Protocol
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
 
 from sdegen import _checks
-from sdegen._arguments import check_model, evaluating, interval, scale_at, straight
+from sdegen._arguments import batch_parts, check_model, interval, scale_at, solving, straight
 from sdegen._checks import NonFiniteError
-from sdegen._shapes import Generators, event_size
+from sdegen._shapes import Generators, event_size, generator_of_rows
+from sdegen.likelihoods.gap import prior_gap
 from sdegen.likelihoods.gradients import products_at_once
 from sdegen.models.base import Cond, Model
-from sdegen.sampling import checked_result, ode_solver
-from sdegen.solvers.base import Problem, Solver
-from sdegen.solvers.divergence import Hutchinson, draw_probes
+from sdegen.sampling import check_gradients, checked_result, ode_solver
+from sdegen.solvers import AdamsUntil, Exact, Hutchinson, ODESolver
+from sdegen.solvers.base import Problem, Result, Solver
+from sdegen.solvers.divergence import Probes, Trace, standard_error, uncompiled
+from sdegen.solvers.scheme import Scheme
 
-EXACT_UP_TO = 256
-"""The number of dimensions up to which trace="auto" takes the exact trace."""
-AUTO_PROBES = 8
+DENSITY_SOLVER = AdamsUntil(1e-4)
+"""The default of log_likelihood and log_prob."""
+ROUNDING = 8
+"""Units of the last place of what a log-density is summed from, of which its error is never below."""
+EXACT_UP_TO, FEW_PROBES_FROM = 256, 1024
+"""trace="auto" is exact up to so many dimensions, and takes fewer probes beyond so many."""
 
 
 class Density(Protocol):
@@ -41,39 +52,100 @@ class Density(Protocol):
         """Log-density of each sample, in nats."""
 
 
-def log_prob(
+@dataclass(frozen=True, eq=False)
+class LogLikelihood:
+    """What `log_likelihood` returns for B samples, in nats.
+
+    Attributes:
+        log_prob: log-densities, (B,).
+        latent: x at the noise end, (B, *event).
+        solver_error: an estimate of how far the solver's steps leave each log-density off, (B,), not negative; None
+            where the solver has none.
+        probe_error: one standard error of an estimated trace, (B,); 0 for the exact one, None for a single probe.
+        prior_gap: how far the prior's log-density at the latent is from that of the data's law there, (B,), not
+            negative; 0 on a path that ends in pure noise, None where no `data` were given.
+        calls: network calls.
+        accepted: steps taken.
+        rejected: steps tried in vain.
+        kind: "density", that of the ODE; no bound.
+    """
+
+    log_prob: Tensor
+    latent: Tensor
+    solver_error: Tensor | None
+    probe_error: Tensor | None
+    prior_gap: Tensor | None
+    calls: int
+    accepted: int
+    rejected: int
+    kind: str = "density"
+
+    @property
+    def error(self) -> Tensor:
+        """The sum of the errors that are known, (B,)."""
+        return sum((e for e in self._errors.values() if e is not None), torch.zeros_like(self.log_prob.detach()))
+
+    @property
+    def unknown(self) -> tuple[str, ...]:
+        """The names of the errors that are not."""
+        return tuple(name for name, error in self._errors.items() if error is None)
+
+    @property
+    def _errors(self) -> dict[str, Tensor | None]:
+        return {name: getattr(self, name) for name in ("solver_error", "probe_error", "prior_gap")}
+
+
+def log_likelihood(
     model: Model,
     x: Tensor,
     solver: Solver | None = None,
     *,
-    trace: str | Hutchinson = "auto",
+    trace: str | Trace = "auto",
     prior: Density | None = None,
+    data: Tensor | None = None,
     generator: Generators = None,
     cond: Cond = None,
     u: tuple[float, float] | None = None,
-) -> Tensor:
-    """Log-density of data under the model's ODE, in nats.
+    differentiable: bool = False,
+    checkpoint_every: int | None = None,
+    check: bool = True,
+    second_solve: bool = False,
+    batch_size: int | None = None,
+    progress: bool = False,
+) -> LogLikelihood:
+    """Log-density of data under the model's ODE, in nats, with error bars.
 
-    It is computed in the dtype of `x`, at least float32; the network is called in its own. How much the result of one
-    sample depends on the others in the batch: with an adaptive solver, by an error of the size of its tolerance; on
-    fixed steps, such as ODESolver("rk4", steps=40), and with ODESolver("dopri8", steps_for="sample"), by the rounding
-    of the network's kernels alone. The first call with
-    a network costs three more network calls on a few rows, which test whether its gradient can be trusted.
+    It is computed in the dtype of `x`, at least float32; the network is called in its own. A sample's number does not
+    depend on its batch-mates, but for the rounding of the network's kernels and, with an adaptive ODESolver other than
+    steps_for="sample", by an error of the size of its tolerance.
 
     Args:
         model: a `ScoreModel`, or the `.model(path)` of an exact target.
         x: the data, (B, *event).
-        solver: one that solves the ODE, by default "dopri8" at tolerance 1e-6; a looser one, such as "dopri5" at 1e-4,
-            takes a fraction of its network calls. Tolerances are absolute in y: keep them far below the data's scale.
-        trace: "exact", d products with the Jacobian a query; `Hutchinson(probes)`, an unbiased estimate; "auto", exact
-            up to 256 dimensions, then Hutchinson(8).
+        solver: one that solves the ODE; by default AdamsUntil(1e-4), which doubles its steps until the error it
+            estimates is below 1e-4 nats. Adams(160) has a cost known beforehand, ODESolver("dopri8", rtol=1e-8) is for
+            more digits.
+        trace: "exact" or `Exact(chunk)`, d products with the Jacobian a trace; `Hutchinson(probes)`, an unbiased
+            estimate; "auto", exact up to 256 dimensions, then Hutchinson(4), beyond 1024 Hutchinson(2).
         prior: the density at the noise end, an object with `.log_prob`; by default N(0, sigma^2 I).
+        data: draws from the law of the data, (n, *event), for the `prior_gap` alone. On VP that gap is the floor of
+            every solver, 1e-4 to 1e-2 nats; a prior fitted to the data, such as
+            Gaussian(mean, covariance=...).marginal(path, path.t_noise), takes most of it away.
         generator: for the probes, a torch.Generator or one per sample.
         cond: keyword arguments for the network, as in `sample`.
         u: (from, to), from < to: the log-density of x as x_t at u[0], with the prior at u[1].
+        differentiable: keep the graph of `.log_prob` and `.latent`, for gradients in x, in parameters, conditions: on
+            fixed steps, such as Adams(80). The network stays in the mode it is in.
+        checkpoint_every: as in `solve`.
+        check: whether the gradient of a network is held against differences the first time it is met, by three
+            network calls on a few rows.
+        second_solve: whether a solver without an error estimate of its own solves once more, at ten times the tolerance
+            or with half the steps, for the difference.
+        batch_size: rows of x in one network call; all of them by default.
+        progress: whether to show a bar (needs tqdm).
 
     Returns:
-        the log-density, (B,), without a gradient.
+        the log-densities with their errors.
 
     Raises:
         TypeError: an argument of another type.
@@ -86,50 +158,213 @@ def log_prob(
     """
     check_model(model)
     x = _checks.batch("x", x)
-    solver = ode_solver(solver)
-    cond = _checks.conditions(cond)
+    solver = DENSITY_SOLVER if solver is None else ode_solver(solver)
+    check_gradients(model, solver, differentiable, checkpoint_every)
+    cond, shared = _checks.conditions(cond), _checks.shared_names(cond)
     _checks.generators(generator, len(x), x.device)
+    trace, data = _checked_trace(trace, event_size(x.shape)), _checked_data(data, x)
+    coarser = _coarser(solver)
     ends = interval(model, "noise", u, solver.span)
-    probes = _probes(trace, event_size(x.shape))
-    density = _density(prior, model, ends[1])
-    with evaluating(model):
-        y = straight(model, x, ends[0])
-        if not len(x):
-            return y.new_empty(0)
-        vectors = draw_probes(y, probes, generator)
-        chunk = products_at_once(model, y, ends, cond, len(vectors))
-        received, shared = _checks.network_arguments(cond), _checks.shared_names(cond)
-        problem = Problem(model, y, *ends, received, probes=vectors, chunk=chunk, shared=shared)
-        result = checked_result(solver.run(problem), solver)
-        if result.divergence is None:
-            raise ValueError(f"{solver!r} solves the ODE without its density: its Result has no divergence.")
-        logp = _at_noise(density, scale_at(model, ends[1]) * result.y) + result.divergence
-        logp = logp + event_size(x.shape) * math.log(scale_at(model, ends[1]) / scale_at(model, ends[0]))
-        _refuse_non_finite(logp, prior is not None or model.path.source is not None, ends[1])
+    end = _End(_checked_prior(prior, model, ends[1]), prior is not None, data)
+    parts = []
+    with solving(model, differentiable), nullcontext() if trace == Hutchinson(1) else uncompiled():
+        for rows in batch_parts(x, batch_size) if len(x) else ():
+            y = straight(model, x[rows], ends[0], differentiable)
+            received = _checks.network_arguments(cond, rows, len(x))
+            probes = trace.draw(y, generator_of_rows(generator, rows), solver.differentiable and not second_solve)
+            at_once = products_at_once(model, y, ends, cond, probes.count, check)
+            problem = Problem(
+                model,
+                y,
+                *ends,
+                received,
+                progress=progress,
+                probes=probes,
+                chunk=min(at_once, getattr(trace, "chunk", None) or at_once),
+                differentiable=differentiable,
+                checkpoint_every=checkpoint_every,
+                shared=shared,
+            )
+            part = end.score(_dense(solver.run(problem), solver), problem)
+            if part.solver_error is None and second_solve and coarser is not None:
+                part = _with_second(part, end.score(_dense(coarser.run(problem), coarser), problem))
+            parts.append(part)
+        return _joined(parts) if parts else _of_none(straight(model, x, ends[0]))
+
+
+def log_prob(
+    model: Model,
+    x: Tensor,
+    solver: Solver | None = None,
+    *,
+    trace: str | Trace = "auto",
+    prior: Density | None = None,
+    generator: Generators = None,
+    cond: Cond = None,
+    u: tuple[float, float] | None = None,
+    check: bool = True,
+    batch_size: int | None = None,
+    progress: bool = False,
+) -> Tensor:
+    """Log-density of data under the model's ODE, in nats, (B,): `log_likelihood` without its errors.
+
+    Args:
+        model: as in `log_likelihood`.
+        x: the data, (B, *event).
+        solver: as in `log_likelihood`: by default AdamsUntil(1e-4), to 1e-4 nats by its own estimate.
+        trace: as in `log_likelihood`: exact up to 256 dimensions by default.
+        prior: as in `log_likelihood`.
+        generator: as in `log_likelihood`.
+        cond: as in `log_likelihood`.
+        u: as in `log_likelihood`.
+        check: as in `log_likelihood`.
+        batch_size: as in `log_likelihood`.
+        progress: as in `log_likelihood`.
+
+    Returns:
+        the log-density, (B,), without a gradient.
+
+    Raises:
+        TypeError: as `log_likelihood`.
+        ValueError: as `log_likelihood`.
+        NonFiniteError: as `log_likelihood`.
+    """
+    return log_likelihood(
+        model,
+        x,
+        solver,
+        trace=trace,
+        prior=prior,
+        generator=generator,
+        cond=cond,
+        u=u,
+        check=check,
+        batch_size=batch_size,
+        progress=progress,
+    ).log_prob
+
+
+@dataclass(frozen=True)
+class _End:
+    """What turns the end of a solve into a log-density: the prior there, whose it is, and draws of the data."""
+
+    prior: Density
+    own: bool
+    data: Tensor | None
+
+    def score(self, result: Result, problem: Problem) -> LogLikelihood:
+        """The log-densities of one solve."""
+        model, d = problem.model, event_size(problem.y.shape)
+        low, high = (scale_at(model, end) for end in (problem.u_from, problem.u_to))
+        z, divergence = high * result.y, cast(Tensor, result.divergence).reshape(len(result.y), -1)
+        at_noise = self._at_noise(z)
+        logp = at_noise + divergence.mean(1) + d * math.log(high / low)
+        _refuse_non_finite(logp, self.own or model.path.source is not None, problem.u_to)
+        error = result.divergence_error
+        if error is not None:
+            size = (at_noise.abs() + divergence.abs().mean(1)).detach()
+            error = error.detach() + ROUNDING * torch.finfo(logp.dtype).eps * size
+        cost = (result.calls, result.accepted, result.rejected)
+        gap = self._gap(z.detach(), at_noise.detach(), problem.u_to, high)
+        probes = _probe_error(divergence.detach(), cast(Probes, problem.probes).exact)
+        return LogLikelihood(logp, z, error, probes, gap, *cost)
+
+    def _at_noise(self, z: Tensor) -> Tensor:
+        logp = self.prior.log_prob(z)
+        if not isinstance(logp, Tensor) or logp.shape != (len(z),):
+            got = tuple(logp.shape) if isinstance(logp, Tensor) else type(logp).__name__
+            raise ValueError(
+                f"prior.log_prob must return one number per sample, shape ({len(z)},), and it returned {got}."
+            )
         return logp
 
+    def _gap(self, z: Tensor, logp: Tensor, u: float, scale: float) -> Tensor | None:
+        if u == 1 and not self.own:
+            return torch.zeros_like(logp)
+        return None if self.data is None else prior_gap(z, logp, self.data, (1 - u) * scale, u * scale)
 
-def _probes(trace: str | Hutchinson, d: int) -> Hutchinson | None:
-    """What stands for the trace: None for the exact one."""
-    if isinstance(trace, Hutchinson):
+
+def _dense(result: object, solver: Solver) -> Result:
+    """What a solver's `run` returned, after a ValueError if its density is not there."""
+    result = checked_result(result, solver)
+    if result.divergence is None:
+        raise ValueError(f"{solver!r} solves the ODE without its density: its Result has no divergence.")
+    return result
+
+
+def _probe_error(divergence: Tensor, exact: bool) -> Tensor | None:
+    if exact:
+        return torch.zeros_like(divergence[:, 0])
+    return standard_error(divergence) if divergence.shape[1] > 1 else None
+
+
+def _with_second(first: LogLikelihood, second: LogLikelihood) -> LogLikelihood:
+    """The first, with the difference of the second as its solver's error, and the cost of both."""
+    cost = {name: getattr(first, name) + getattr(second, name) for name in ("calls", "accepted", "rejected")}
+    return replace(first, solver_error=(first.log_prob - second.log_prob).abs(), **cost)
+
+
+def _of_none(y: Tensor) -> LogLikelihood:
+    """The empty batch."""
+    none = y.new_zeros(0)
+    return LogLikelihood(none, y, none, none, none, 0, 0, 0)
+
+
+def _joined(parts: Sequence[LogLikelihood]) -> LogLikelihood:
+    """The parts of a batch in one."""
+
+    def column(name: str) -> Tensor | None:
+        values = [getattr(part, name) for part in parts]
+        return None if any(value is None for value in values) else torch.cat(values)
+
+    return LogLikelihood(
+        torch.cat([part.log_prob for part in parts]),
+        torch.cat([part.latent for part in parts]),
+        column("solver_error"),
+        column("probe_error"),
+        column("prior_gap"),
+        sum(part.calls for part in parts),
+        sum(part.accepted for part in parts),
+        sum(part.rejected for part in parts),
+    )
+
+
+def _coarser(solver: Solver) -> Solver | None:
+    """The same solver at ten times the tolerance or with half the steps; None for one that has neither."""
+    steps = getattr(solver, "steps", None)
+    if isinstance(solver, ODESolver) and steps is None:
+        return replace(solver, rtol=10 * solver.rtol, atol=10 * (solver.rtol if solver.atol is None else solver.atol))
+    if isinstance(solver, (ODESolver, Scheme)) and isinstance(steps, int) and steps > 1:
+        return replace(solver, steps=steps // 2)
+    return None
+
+
+def _checked_trace(trace: str | Trace, d: int) -> Trace:
+    """The value that a name stands for."""
+    if isinstance(trace, (Exact, Hutchinson)):
         return trace
-    _checks.choice("trace", trace, ("exact", "auto"))
-    return Hutchinson(AUTO_PROBES) if trace == "auto" and d > EXACT_UP_TO else None
+    if _checks.choice("trace", trace, ("exact", "auto")) == "exact" or d <= EXACT_UP_TO:
+        return Exact()
+    return Hutchinson(4 if d <= FEW_PROBES_FROM else 2)
 
 
-def _density(prior: Density | None, model: Model, u: float) -> Density:
+def _checked_data(data: Tensor | None, x: Tensor) -> Tensor | None:
+    """Draws of the data, with the event of `x`."""
+    if data is None:
+        return None
+    _checks.batch("data", data)
+    if data.shape[1:] != x.shape[1:] or len(data) < 2:
+        raise ValueError(
+            f"data must be two draws or more with the event of x, {tuple(x.shape[1:])}, and has {tuple(data.shape)}."
+        )
+    return data
+
+
+def _checked_prior(prior: Density | None, model: Model, u: float) -> Density:
     prior = model.path.prior_at(u) if prior is None else prior
     if not callable(getattr(prior, "log_prob", None)):
         raise TypeError(f"prior must have a method log_prob(x) -> (B,), and {prior!r} has none.")
     return prior
-
-
-def _at_noise(prior: Density, z: Tensor) -> Tensor:
-    logp = prior.log_prob(z)
-    if not isinstance(logp, Tensor) or logp.shape != (len(z),):
-        got = tuple(logp.shape) if isinstance(logp, Tensor) else type(logp).__name__
-        raise ValueError(f"prior.log_prob must return one number per sample, shape ({len(z)},), and it returned {got}.")
-    return logp
 
 
 def _refuse_non_finite(logp: Tensor, may_vanish: bool, u: float) -> None:

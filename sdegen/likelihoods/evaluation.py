@@ -17,7 +17,6 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from scipy.special import stdtrit
@@ -26,60 +25,19 @@ from torch import Tensor
 from sdegen import _checks
 from sdegen._arguments import check_model
 from sdegen._checks import NonFiniteError, Shared
-from sdegen._shapes import Generators, event_size
+from sdegen._shapes import event_size
 from sdegen._version import __version__
 from sdegen.journal import Chunks, Journal, Unsaved, checked_shard, sample_generators
-from sdegen.likelihoods.density import log_prob
+from sdegen.likelihoods.density import LogLikelihood, log_likelihood
+from sdegen.likelihoods.quantised import DiscreteLogProb, Quantized, discrete_log_prob
 from sdegen.models.base import Cond, Model
 from sdegen.sampling import ode_solver
 from sdegen.solvers.base import Solver, bar
-from sdegen.solvers.divergence import Hutchinson
+from sdegen.solvers.divergence import Exact, Hutchinson
 
 ERRORS = ("solver_error", "probe_error", "prior_gap", "standard_error")
 """The error estimates of a sample, as far as its result knows them."""
 COLLECTIVE = ("DistributedDataParallel", "FullyShardedDataParallel")
-
-
-# What stands between this file and its neighbours, until they are there
-
-
-@runtime_checkable
-class Quantized(Protocol):
-    """Data on levels."""
-
-    def centre(self, n: Tensor) -> Tensor:
-        """The middle of the cell of n."""
-
-
-class Scored(NamedTuple):
-    """Log-densities or bounds."""
-
-    log_prob: Tensor
-    standard_error: Tensor | None = None
-
-
-def log_likelihood(
-    model: Model, x: Tensor, solver: Solver | None, *, trace: str | Hutchinson, generator: Generators, cond: Cond
-) -> Scored:
-    """The log-density without its error estimates."""
-    return Scored(log_prob(model, x, solver, trace=trace, generator=generator, cond=cond))
-
-
-def discrete_log_prob(
-    model: Model,
-    n: Tensor,
-    quantized: Quantized,
-    *,
-    draws: int,
-    solver: Solver | None,
-    generator: Generators,
-    cond: Cond,
-) -> Scored:
-    """The bound of K draws."""
-    raise NotImplementedError
-
-
-# The verb
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -170,7 +128,7 @@ def evaluate(
     shard: tuple[int, int] | None = None,
     seed: int = 0,
     solver: Solver | None = None,
-    trace: str | Hutchinson = "auto",
+    trace: str | Exact | Hutchinson = "auto",
     cond: Cond = None,
     progress: bool = False,
 ) -> Evaluation:
@@ -242,7 +200,7 @@ class _Work:
     batch_size: int
     seed: int
     solver: Solver | None
-    trace: str | Hutchinson
+    trace: str | Exact | Hutchinson
     cond: Mapping[str, object]
 
     def settings(self) -> dict[str, object]:
@@ -290,14 +248,15 @@ class _Work:
                 "A bound of K draws takes the exact trace, since a noisy density in an exponent is no bound, and "
                 f"trace is {self.trace!r}."
             )
-        _checks.choice("trace", self.trace, ("auto", "exact"))
+        if not isinstance(self.trace, Exact):
+            _checks.choice("trace", self.trace, ("auto", "exact"))
 
     def scores(self, rows: range) -> dict[str, Tensor]:
         """The log-likelihoods of some samples, and what is known of their errors, by name, each (B,)."""
         part, N = slice(rows.start, rows.stop), len(self.data)
         n, cond = self.data[part], _conditions_of(self.cond, part, N)
         generator = sample_generators(self.seed, rows, n.device)
-        scored: Scored
+        scored: LogLikelihood | DiscreteLogProb
         if self.quantized is None:
             scored = log_likelihood(self.model, n, self.solver, trace=self.trace, generator=generator, cond=cond)
         else:

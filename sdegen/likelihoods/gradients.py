@@ -19,22 +19,19 @@ found is remembered until the network changes.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import starmap
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sdegen import _checks
 from sdegen._shapes import like, normal, signs, sum_event
 from sdegen.models.base import Model, Query, prediction_row
 from sdegen.models.model import ScoreModel
-from sdegen.solvers.divergence import PROBES_AT_ONCE
+from sdegen.solvers.divergence import PROBES_AT_ONCE, uncompiled
 
 FRACTIONS = (0.02, 0.5, 0.98)
 """Of the way from one end to the other on the straight clock: where the network is looked at."""
@@ -110,30 +107,6 @@ def products_at_once(
         with uncompiled():
             remembered[key] = state, _looked_at(_Look.at(model, y, ends, cond), several, check)
     return remembered[key][1]
-
-
-def uncompiled() -> AbstractContextManager[None]:
-    """Inside, networks made by torch.compile run as they were written.
-
-    The backward pass of a compiled network can be taken once, for one product, and not be differentiated: a solve with
-    one product a query may leave it compiled, every other one enters this. It does nothing where nothing was compiled,
-    and before torch 2.6, where no such switch exists.
-    """
-    if "torch._dynamo" not in sys.modules or not hasattr(torch.compiler, "set_stance"):
-        return nullcontext()
-    stance: AbstractContextManager[None] = torch.compiler.set_stance("force_eager")
-    return stance
-
-
-@contextmanager
-def twice_differentiable() -> Iterator[None]:
-    """Inside, a network's answer can be differentiated twice: attention by plain products, nothing compiled.
-
-    The kernels of fused attention have one derivative alone. Which kernel runs is decided in the forward pass, so this
-    belongs around the network call; a checkpoint that recomputes the call must enter it again.
-    """
-    with sdpa_kernel(SDPBackend.MATH), uncompiled():
-        yield
 
 
 def _state_of(network: object) -> object:

@@ -4,7 +4,7 @@ from sdegen.solvers.adams import Adams, StochasticAdams
 from sdegen.solvers.ancestral import DDIM, Ancestral
 from sdegen.solvers.base import Problem, Result, Solver
 from sdegen.solvers.deis import DEIS
-from sdegen.solvers.divergence import Hutchinson
+from sdegen.solvers.divergence import Exact, Hutchinson
 from sdegen.solvers.dpm import DPMSolver
 from sdegen.solvers.grids import Grid, KarrasGrid, Layout, PowerGrid, StretchedGrid
 from sdegen.solvers.heun import Heun
@@ -12,6 +12,7 @@ from sdegen.solvers.loop import Ask, march
 from sdegen.solvers.multistep import Multistep
 from sdegen.solvers.ode import ODE_METHODS, ODESolver
 from sdegen.solvers.onestep import OneStep, Stage
+from sdegen.solvers.refined import AdamsUntil
 from sdegen.solvers.registry import SCHEMES
 from sdegen.solvers.renoised import Churn, Langevin, Renoised, Restart
 from sdegen.solvers.sasolver import SASolver
@@ -26,10 +27,12 @@ __all__ = [
     "SCHEMES",
     "SDE_METHODS",
     "Adams",
+    "AdamsUntil",
     "Ancestral",
     "Ask",
     "Churn",
     "DPMSolver",
+    "Exact",
     "Grid",
     "Heun",
     "Hutchinson",

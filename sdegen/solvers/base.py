@@ -16,16 +16,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sdegen import _checks
-from sdegen._shapes import Generators
-from sdegen.models.base import Model
+from sdegen._shapes import Generators, generator_of_rows
+from sdegen.models.base import Model, Query
+from sdegen.solvers.divergence import Probes, products, twice_differentiable
 from sdegen.solvers.grids import Grid, Layout, lay
 
 
@@ -43,10 +44,11 @@ class Problem:
         generator: for the draws.
         trajectory: whether every step's state is wanted.
         progress: whether a bar is.
-        probes: (P, B, d) where the log-density is wanted too: div = sum over p of z_p . J z_p; else None. The state
-            then is (B, d + 1), whose last column is the integral of div(eps_hat - x_hat) over u so far: the
-            log-density at the start less that at this state.
+        probes: the vectors z of z . J z where the log-density is wanted too, else None. The state then is (B, d + R),
+            whose last R = `probes.columns` columns are estimates of the integral of div(eps_hat - x_hat) over u so far:
+            the log-density at the start less that at this state. R is 1 for the exact trace.
         chunk: how many of these products one backward pass may take.
+        differentiable: whether a log-density keeps its graph.
         checkpoint_every: None, or the number of steps whose activations the backward pass computes again, as in
             `solve`.
         shared: the names in `cond` that belong to the whole batch and are not cut with it.
@@ -61,32 +63,46 @@ class Problem:
     generator: Generators = None
     trajectory: bool = False
     progress: bool = False
-    probes: Tensor | None = None
+    probes: Probes | None = None
     chunk: int = 1
+    differentiable: bool = False
     checkpoint_every: int | None = None
     shared: frozenset[str] = frozenset()
 
     @property
     def start(self) -> Tensor:
-        """The initial state: y, or with `probes` (B, d + 1)."""
-        return self.y if self.probes is None else torch.nn.functional.pad(self.y.flatten(1), (0, 1))
+        """The initial state: y, or with `probes` (B, d + R)."""
+        return self.y if self.probes is None else nn.functional.pad(self.y.flatten(1), (0, self.probes.columns))
 
     def event(self, state: Tensor) -> Tensor:
         """y, (B, *event), of a state."""
-        return state if self.probes is None else state[:, :-1].reshape(self.y.shape)
+        return state if self.probes is None else state[:, : -self.probes.columns].reshape(self.y.shape)
 
     def density(self, state: Tensor) -> Tensor | None:
-        """The integral of the divergence so far, (B,), where the log-density is wanted."""
-        return None if self.probes is None else state[:, -1]
+        """R estimates of the integral of the divergence so far, (B, R), where the log-density is wanted."""
+        return None if self.probes is None else state[:, -self.probes.columns :]
+
+    def with_divergence(self, y: Tensor, query: Query, j: int) -> Tensor:
+        """The answer at y (B, *event) and after it R estimates of its divergence, (B, d + R): one network call.
+
+        `j` is the number of the query in this solve: on it depends which vectors z estimate the divergence.
+        """
+        probes, graph = cast(Probes, self.probes), self.differentiable
+        with torch.enable_grad(), twice_differentiable() if graph else nullcontext():
+            y = y if graph and y.requires_grad else y.detach().requires_grad_(True)
+            value = self.model.estimate(y, query, self.cond)
+            found = products(value, y, probes.at(j), self.chunk, graph)
+        columns = found.reshape(probes.columns, -1, len(y)).sum(1).mT
+        joined = torch.cat([value.flatten(1), columns], 1)
+        return joined if graph else joined.detach()
 
     def cut(self, rows: Tensor) -> Problem:
         """The same problem for some samples alone, `rows` (n,): their states, conditions and probes."""
         cond = {name: _checks.Shared(value) if name in self.shared else value for name, value in self.cond.items()}
-        probes = self.probes
-        if probes is not None:  # those of an exact trace are one set for all rows, expanded: not to be written out
-            probes = probes[:, : len(rows)] if probes.stride(1) == 0 else probes[:, rows]
         received = _checks.network_arguments(cond, rows, len(self.y))
-        return replace(self, y=self.y[rows], cond=received, probes=probes)
+        probes = None if self.probes is None else self.probes.cut(rows)
+        generator = generator_of_rows(self.generator, rows)
+        return replace(self, y=self.y[rows], cond=received, generator=generator, probes=probes)
 
     def knots(self, grid: Grid | Tensor, steps: int) -> tuple[Tensor, Tensor]:
         """(u, t) at the steps + 1 knots of `grid` from u_from to u_to, float64 on the CPU; the ends are met exactly."""
@@ -126,13 +142,16 @@ class Result:
         u: the knots, from the start on.
         states: every knot's y where the problem wants a trajectory, else empty.
         times: the path's time at the knots, where it is known.
-        divergence: the integral of div(eps_hat - x_hat) over u, (B,), where the problem has probes: the log-density at
-            the start less that at the end.
+        divergence: the integral of div(eps_hat - x_hat) over u, (B,) or R estimates of it, (B, R), where the problem
+            has probes: the log-density at the start less that at the end.
         calls: network calls.
         accepted: steps taken.
         rejected: steps tried in vain.
         error: (B,), the sum of an adaptive solver's local error estimates in units of its tolerance, else None.
         sample_calls: (B,), the network calls that each sample took part in, where these differ, else None.
+        divergence_error: (B,), the solver's own estimate of how far its log-density is off, in nats, end point and
+            integral together, where it has one, else None.
+        memory: what the last step of `march` left for a next one.
     """
 
     y: Tensor
@@ -145,6 +164,8 @@ class Result:
     rejected: int = 0
     error: Tensor | None = None
     sample_calls: Tensor | None = None
+    divergence_error: Tensor | None = None
+    memory: tuple[Tensor, ...] = ()
 
 
 class Solver(ABC):

@@ -4,6 +4,17 @@
 
 div b = trace of the Jacobian J = sum over i of e_i . J e_i, exactly, or the mean over random vectors z of z . J z.
 
+On steps that are known beforehand z is another one at every query. Of P estimates each walks through the rows of a
+Hadamard matrix of n >= d columns, in random order and under one vector of random signs for n queries,
+
+    z_j = signs * H[order_j],    H[i, l] = (-1)^(number of bits that i and l have in common),
+
+so that the z z' of n successive queries add up to n times the identity: what one query misses of the trace the next
+ones have. The P estimates are independent: their spread is the error of their mean.
+
+What an error dy of the state does to the log-density is told by the score in y, d log p / dy = -(y + (1-u) D) / u with
+D = eps_hat - x_hat: exactly for a model whose score is its own, and as a good guess for any other.
+
 References:
     FFJORD, Grathwohl et al., 2019, arXiv:1810.01367.
     A Stochastic Estimator of the Trace of the Influence Matrix, Hutchinson, 1989.
@@ -12,29 +23,141 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sdegen import _checks
-from sdegen._shapes import Generators, event_size, signs
-from sdegen.models.base import Model, Query
+from sdegen._shapes import Generators, event_size, generator_of_rows, rand, signs
 
 PROBES_AT_ONCE = 16
 """Products with the Jacobian in one backward pass: more take more memory and are not faster."""
 
 
+class Probes(ABC):
+    """The vectors z of a solve: a divergence is estimated `columns` times, each time by the sum of z . J z.
+
+    Attributes:
+        columns: R, independent estimates of the divergence.
+        count: P, vectors per query and sample, R times as many as an estimate takes.
+        exact: whether there is nothing random about them.
+    """
+
+    columns: int
+    count: int
+    exact = False
+
+    @abstractmethod
+    def at(self, j: int) -> Tensor:
+        """The vectors of query j, (P, B, d)."""
+
+    @abstractmethod
+    def cut(self, rows: Tensor) -> Probes:
+        """Those of some samples alone, `rows` (n,)."""
+
+
+class _Unit(Probes):
+    """The d unit vectors, for the exact trace."""
+
+    columns, exact = 1, True
+
+    def __init__(self, y: Tensor):
+        self._like = y
+        self.count = event_size(y.shape)
+
+    def at(self, j: int) -> Tensor:
+        y, d = self._like, self.count
+        return torch.eye(d, dtype=y.dtype, device=y.device)[:, None].expand(d, len(y), d)
+
+    def cut(self, rows: Tensor) -> Probes:
+        return _Unit(self._like[rows])
+
+
+class _Kept(Probes):
+    """Random signs, the same at every query: what adaptive steps need."""
+
+    def __init__(self, z: Tensor):
+        self._z = z
+        self.columns = self.count = len(z)
+
+    def at(self, j: int) -> Tensor:
+        return self._z
+
+    def cut(self, rows: Tensor) -> Probes:
+        return _Kept(self._z[:, rows])
+
+
+class _Fresh(Probes):
+    """Orthogonal along the queries, in blocks of n = 2^m >= d; the signs of a block are drawn when it begins."""
+
+    def __init__(self, y: Tensor, probes: int, generator: Generators):
+        self._like, self._generator = y, generator
+        self.columns = self.count = probes
+        self._bits = max(event_size(y.shape) - 1, 1).bit_length()
+        self._blocks: list[tuple[Tensor, Tensor]] = []
+
+    def at(self, j: int) -> Tensor:
+        y, n = self._like, 1 << self._bits
+        while len(self._blocks) <= j >> self._bits:
+            shape = (len(y), self.count)
+            odd = 2 * (rand((*shape, 2), self._generator, y.device) * (n // 2)).long() + 1
+            flips = signs((*shape, event_size(y.shape)), self._generator, y.dtype, y.device)
+            self._blocks.append((odd.permute(2, 1, 0)[..., None], flips.transpose(0, 1)))
+        odd, flips = self._blocks[j >> self._bits]
+        row, half = j & (n - 1), (self._bits + 1) // 2
+        row = odd[0] * (row ^ (row >> half)) & (n - 1)  # two rounds that each permute 0 ... n-1
+        row = odd[1] * (row ^ (row >> half)) & (n - 1)
+        common = row & torch.arange(flips.shape[-1], device=y.device)
+        for shift in (32, 16, 8, 4, 2, 1):
+            if shift < self._bits:
+                common = common ^ (common >> shift)
+        return torch.where((common & 1).bool(), -flips, flips)
+
+    def cut(self, rows: Tensor) -> Probes:
+        return _Fresh(self._like[rows], self.count, generator_of_rows(self._generator, rows))
+
+
+@dataclass(frozen=True)
+class Exact:
+    """The exact trace of the Jacobian, by d products with it at every query.
+
+    Args:
+        chunk: products in one backward pass, which take as much memory as so many; by default 16, or 1 for a network
+            whose backward pass cannot be batched.
+
+    Raises:
+        TypeError: `chunk` is no integer.
+        ValueError: `chunk` is below 1.
+    """
+
+    chunk: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.chunk is not None:
+            _checks.whole("chunk", self.chunk)
+
+    def draw(self, y: Tensor, generator: Generators, fresh: bool) -> Probes:
+        """The unit vectors."""
+        return _Unit(y)
+
+
 @dataclass(frozen=True)
 class Hutchinson:
-    """Estimate a divergence by random signs z (Rademacher), drawn once for the whole solve: the mean of z . J z.
+    """Estimate the trace by random signs z (Rademacher), the mean of z . J z over `probes` of them.
 
-    The estimate of a log-density is unbiased, with a standard deviation that falls like 1/sqrt(probes) and is of the
+    The estimate of a log-density is unbiased, and the spread of the `probes` tells its standard error. Solvers on fixed
+    steps take fresh signs at every query, orthogonal to each other along the solve, whose errors cancel: the error is
+    10 to 30 times smaller than with one vector kept for the whole solve, as adaptive steps must. There it is of the
     order of a nat for one probe.
 
     Args:
-        probes: how many vectors z per sample.
+        probes: how many vectors z per sample and query.
 
     Raises:
         TypeError: `probes` is no integer.
@@ -49,41 +172,70 @@ class Hutchinson:
     def __post_init__(self) -> None:
         _checks.whole("probes", self.probes)
 
-
-def draw_probes(y: Tensor, trace: Hutchinson | None, generator: Generators) -> Tensor:
-    """Probes (P, B, d), div = sum over p of z_p . J z_p: the d unit vectors if `trace` is None, else signs/sqrt(P)."""
-    B, d = y.shape[0], event_size(y.shape)
-    if trace is None:
-        return torch.eye(d, dtype=y.dtype, device=y.device)[:, None].expand(d, B, d)
-    z = signs((B, trace.probes, d), generator, y.dtype, y.device)
-    return z.transpose(0, 1) / math.sqrt(trace.probes)
+    def draw(self, y: Tensor, generator: Generators, fresh: bool) -> Probes:
+        """Signs for states like `y` (B, *event), others at every query where `fresh`."""
+        if fresh:
+            return _Fresh(y, self.probes, generator)
+        return _Kept(signs((len(y), self.probes, event_size(y.shape)), generator, y.dtype, y.device).transpose(0, 1))
 
 
-def drift_and_divergence(
-    model: Model, y: Tensor, query: Query, cond: Mapping[str, object], probes: Tensor, chunk: int = 1
-) -> tuple[Tensor, Tensor]:
-    """The answer to `query` (B, *event) and its divergence (B,), see `with_divergence`."""
-    joined = with_divergence(model, y, query, cond, probes, chunk)
-    return joined[:, :-1].reshape(y.shape), joined[:, -1]
+Trace = Exact | Hutchinson
 
 
-def with_divergence(
-    model: Model, y: Tensor, query: Query, cond: Mapping[str, object], probes: Tensor, chunk: int = 1
-) -> Tensor:
-    """The answer to `query` and in a last column its divergence, (B, d + 1): one network call, a product for a probe.
+def uncompiled() -> AbstractContextManager[None]:
+    """Inside, networks made by torch.compile run as they were written.
 
-    `chunk` products are taken in one backward pass.
+    The backward pass of a compiled network can be taken once, for one product, and not be differentiated: a solve with
+    one product a query may leave it compiled, every other one enters this. It does nothing where nothing was compiled,
+    and before torch 2.6, where no such switch exists.
     """
-    with torch.enable_grad():
-        y = y.detach().requires_grad_(True)
-        value = model.estimate(y, query, cond)
-    divergence = torch.zeros(len(y), dtype=y.dtype, device=y.device)
-    for start in range(0, len(probes), chunk):
-        z = probes[start : start + chunk].reshape(-1, *y.shape)
-        last = start + chunk >= len(probes)
-        if chunk == 1:
-            (product,) = torch.autograd.grad(value, y, z[0], retain_graph=not last)
+    if "torch._dynamo" not in sys.modules or not hasattr(torch.compiler, "set_stance"):
+        return nullcontext()
+    stance: AbstractContextManager[None] = torch.compiler.set_stance("force_eager")
+    return stance
+
+
+@contextmanager
+def twice_differentiable() -> Iterator[None]:
+    """Inside, a network's answer can be differentiated twice: attention by plain products, nothing compiled.
+
+    The kernels of fused attention have one derivative alone. Which kernel runs is decided in the forward pass, so this
+    belongs around the network call; a checkpoint that recomputes the call must enter it again.
+    """
+    with sdpa_kernel(SDPBackend.MATH), uncompiled():
+        yield
+
+
+def products(value: Tensor, y: Tensor, z: Tensor, chunk: int, differentiable: bool = False) -> Tensor:
+    """z . J z of every vector z (P, B, d), (P, B), with J = d value / d y, `chunk` of them in one backward pass."""
+    found = []
+    for start in range(0, len(z), chunk):
+        part = z[start : start + chunk].reshape(-1, *y.shape)
+        last = start + chunk >= len(z) and not differentiable
+        if len(part) == 1:
+            (product,) = torch.autograd.grad(
+                (value * part[0]).sum(), y, retain_graph=not last, create_graph=differentiable
+            )
+            product = product[None]
         else:
-            (product,) = torch.autograd.grad(value, y, z, retain_graph=not last, is_grads_batched=True)
-        divergence += (product * z).flatten(-y.ndim + 1).sum(-1).reshape(-1, len(y)).sum(0)
-    return torch.cat([value.detach().flatten(1), divergence[:, None]], 1)
+            (product,) = torch.autograd.grad(
+                value, y, part, retain_graph=not last, create_graph=differentiable, is_grads_batched=True
+            )
+        found.append((product * part).flatten(2).sum(2))
+    return torch.cat(found)
+
+
+def in_nats(dy: Tensor, y: Tensor, D: Tensor, u: float | Tensor) -> Tensor:
+    """score . dy, (B,), at states y with slopes D, all (B, d), and the clock u, a number or (B,), which is not 0."""
+    ahead = 1 - u[:, None] if isinstance(u, Tensor) else 1 - u
+    return -(dy * (y + ahead * D)).sum(1) / u
+
+
+def step_in_nats(error: Tensor, state: Tensor, slope: Tensor, u: float | Tensor, d: int) -> Tensor:
+    """What an error of a step is worth in nats, (B,), for states, slopes and errors (B, d + R) at the step's end."""
+    return (error[:, d:].mean(1) + in_nats(error[:, :d], state[:, :d], slope[:, :d], u)).abs()
+
+
+def standard_error(estimates: Tensor) -> Tensor:
+    """Of the mean of R >= 2 independent estimates (B, R), (B,)."""
+    return estimates.std(1) / math.sqrt(estimates.shape[1])

@@ -73,7 +73,7 @@ class Layout:
 
     @cached_property
     def moments(self) -> Tensor:
-        """The integrals over u of xi^i, i = 0 ... 4, xi rising from 0 to 1 with s over every step, (N, 5).
+        """The integrals over u of xi^i, i = 0 ... 5, xi rising from 0 to 1 with s over every step, (N, 6).
 
         By parts they are i times the integral over xi of xi^(i-1) (u_{k+1} - u(xi)), which needs no slope of the clock.
         The nodes crowd at both ends, where u may be any power of s.
@@ -84,7 +84,7 @@ class Layout:
         xi = x**3 * (10 - 15 * x + 6 * x**2)
         inside = self.clock.u(torch.addcmul(s[:-1, None], torch.diff(s)[:, None], xi))
         rest = weights * 30 * (x * (1 - x)) ** 2 * (self.u[1:, None] - inside)
-        powers = torch.linalg.vander(xi, N=4) * torch.arange(1, 5)
+        powers = torch.linalg.vander(xi, N=5) * torch.arange(1, 6)
         return torch.cat([torch.diff(self.u)[:, None], rest @ powers], 1)
 
 

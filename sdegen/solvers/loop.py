@@ -12,7 +12,6 @@ from torch.utils.checkpoint import checkpoint
 from sdegen import _checks
 from sdegen._shapes import like
 from sdegen.solvers.base import Problem, Result
-from sdegen.solvers.divergence import with_divergence
 from sdegen.solvers.noise import normals_of_step
 
 CHECK_EVERY = 32
@@ -44,11 +43,16 @@ class _Asking:
 
     def __init__(self, problem: Problem, u: list[float], t: list[float]):
         self.calls = 0
-        self._problem = problem
+        self._problem, self._step, self._stage = problem, 0, 0
+        self._numbers: dict[tuple[int, int], int] = {}  # of the queries: a second pass through a step repeats them
         self._times = dict(zip(u, t, strict=True))
 
+    def begin(self, k: int) -> None:
+        """Step k begins, perhaps once more."""
+        self._step, self._stage = k, 0
+
     def __call__(self, y: Tensor, u: float | Tensor, c: float | Tensor = -1.0, d: float | Tensor = 1.0) -> Tensor:
-        """c x_hat + d eps_hat at the state `y`, with its divergence in the last column where that is wanted."""
+        """c x_hat + d eps_hat at the state `y`, with its divergence in the last columns where that is wanted."""
         problem, u = self._problem, float(u)
         time = self._times.get(u)
         clock, c_, d_ = torch.tensor([[u], [c], [d]], dtype=torch.float64)
@@ -56,7 +60,9 @@ class _Asking:
         self.calls += 1
         if problem.probes is None:
             return problem.model.estimate(y, query, problem.cond)
-        return with_divergence(problem.model, problem.event(y), query, problem.cond, problem.probes, problem.chunk)
+        self._stage += 1
+        number = self._numbers.setdefault((self._step, self._stage), len(self._numbers))
+        return problem.with_divergence(problem.event(y), query, number)
 
 
 @overload
@@ -84,9 +90,9 @@ def march(problem: Problem, u: Tensor, t: Tensor, step: Callable[..., object], m
         t: the path's time at the knots.
         step: called as step(k, y, ask) with the state at knot k; returns the state at knot k + 1, or (mean, std), to
             which the normals of step k are added. ask(y, u, c=-1.0, d=1.0) is c x_hat + d eps_hat, one network call.
-            Where `log_prob` runs the solver, the state has one more column, the integral of the divergence, and `ask`
-            answers for it too: a scheme made of slopes integrates both. It must depend on its arguments alone: with
-            `checkpoint_every` the backward pass calls it again, when a list that it kept aside has moved on.
+            Where `log_prob` runs the solver, the state has R more columns, estimates of the integral of the divergence,
+            and `ask` answers for them too: a scheme made of slopes integrates both. It must depend on its arguments
+            alone: with `checkpoint_every` the backward pass calls it again, when a list that it kept has moved on.
         memory: None for a one-step scheme. Else a tuple of tensors, often the empty one: step then is called as
             step(k, y, ask, memory) and returns (state, memory) or ((mean, std), memory), whose memory, of any length,
             is handed to step k + 1.
@@ -107,6 +113,7 @@ def march(problem: Problem, u: Tensor, t: Tensor, step: Callable[..., object], m
     states = [problem.event(y)]
     with problem.bar(steps) as bar:
         for k in range(steps):
+            ask.begin(k)
             moved = step(k, y, ask) if memory is None else step(k, y, ask, memory)
             y, memory = _moved(moved, y, memory, problem, k, normals)
             if (k + 1) % CHECK_EVERY == 0 or k == steps - 1:
@@ -115,7 +122,8 @@ def march(problem: Problem, u: Tensor, t: Tensor, step: Callable[..., object], m
                 states.append(problem.event(y))
             bar()
     kept = states if problem.trajectory else []
-    return Result(problem.event(y), clocks, kept, times, problem.density(y), calls=ask.calls, accepted=steps)
+    end, density = problem.event(y), problem.density(y)
+    return Result(end, clocks, kept, times, density, calls=ask.calls, accepted=steps, memory=memory or ())
 
 
 def _in_chunks(
@@ -137,15 +145,16 @@ def _in_chunks(
             drawn.setdefault(k, z)
         return drawn[k]
 
-    def chunk(first: int, y: Tensor, ask: Ask, memory: Memory | None) -> list[object]:
+    def chunk(first: int, y: Tensor, ask: _Asking, memory: Memory | None) -> list[object]:
         taken: list[object] = []
         for k in range(first, min(first + every, steps)):
+            ask.begin(k)
             moved = step(k, y, ask) if memory is None else step(k, y, ask, memory)
             y, memory = _moved(moved, y, memory, problem, k, same_normals)
             taken.append(y if memory is None else (y, memory))
         return taken
 
-    def chunked(k: int, y: Tensor, ask: Ask, memory: Memory | None = None) -> object:
+    def chunked(k: int, y: Tensor, ask: _Asking, memory: Memory | None = None) -> object:
         if k % every == 0:
             ahead[:] = checkpoint(chunk, k, y, ask, memory, use_reentrant=False)
         return ahead[k % every]

@@ -28,11 +28,14 @@ from sdegen._checks import NonFiniteError
 from sdegen._shapes import event_size
 from sdegen.models.base import Query
 from sdegen.solvers.base import Problem, Result, Solver
-from sdegen.solvers.divergence import with_divergence
+from sdegen.solvers.divergence import step_in_nats
 from sdegen.solvers.engines import estimate_of, plan_stages, raised_inside
 from sdegen.solvers.grids import Grid, PowerGrid, check_grid, span_of, steps_on
 from sdegen.solvers.loop import CHECK_EVERY
 from sdegen.solvers.persample import PAIRS, SampleSteps, check_tolerance, sample_norm
+
+KNOWS_ITS_ERROR = ("dopri8",)
+"""The methods whose embedded error tells that of a log-density: of dopri5 it tells a tenth."""
 
 
 @dataclass(frozen=True)
@@ -192,7 +195,7 @@ class ODESolver(Solver):
 
 
 class _RightHandSide(ABC):
-    """The ODE as torchdiffeq wants it: on y (B, *event), or on (B, d + 1) with the divergence in a last column."""
+    """The ODE as torchdiffeq wants it: on y (B, *event), or on (B, d + R) with the divergence in R more columns."""
 
     total: int | None = None
     tolerances: dict[str, float] = {}  # noqa: RUF012  # a fixed-grid method has none
@@ -220,8 +223,15 @@ class _RightHandSide(ABC):
         problem, query = self.problem, self.query(at)
         self.calls += 1
         if problem.probes is None:
-            return self.estimate(state, query, problem.cond)
-        return with_divergence(problem.model, problem.event(state), query, problem.cond, problem.probes, problem.chunk)
+            slope = self.estimate(state, query, problem.cond)
+        else:
+            slope = problem.with_divergence(problem.event(state), query, self.calls - 1)
+        self.seen(state, slope)
+        return slope
+
+    def seen(self, state: Tensor, slope: Tensor) -> None:
+        """Told of every answer."""
+        return
 
     def result(self, state: Tensor) -> Result:
         """What the solve came to, from its final state."""
@@ -290,6 +300,18 @@ class _AnyTime(_RightHandSide):
         self._lowest = torch.full((), -math.inf, dtype=problem.y.dtype)
         self._ahead: Iterator[tuple[float, Query]] = iter(())
         self._ratio = torch.zeros(())
+        pair = SOLVERS[solver.method].tableau
+        self._watched = problem.probes is not None and solver.method in KNOWS_ITS_ERROR
+        self._power = 1 + 1 / SOLVERS[solver.method].order
+        self._error_weights = pair.c_error.to(problem.y)
+        self._slopes: list[Tensor] = []
+        self._state, self._nats = problem.start, problem.y.new_zeros(len(problem.y))
+
+    def seen(self, state: Tensor, slope: Tensor) -> None:
+        """Keep the slopes of an attempt where they tell the log-density's error."""
+        if self._watched:
+            self._slopes.append(slope)
+            self._state = state
 
     def _planned(self, u: Tensor) -> dict[float, Query]:
         """The queries at the clocks `u`, for the slope per unit of u."""
@@ -333,7 +355,10 @@ class _AnyTime(_RightHandSide):
     def result(self, state: Tensor) -> Result:
         """See `_RightHandSide`; the end is a knot too."""
         self.knots.append(self.problem.u_to)
-        return super().result(state)
+        # the last stage stands at the end itself, where torchdiffeq interpolates, with some more rounding
+        result = super().result(self._state if self._watched else state)
+        result.divergence_error = self._nats if self._watched else None
+        return result
 
     def norm(self, scaled: Tensor) -> Tensor:
         """The norm of an error divided by its tolerance."""
@@ -359,6 +384,7 @@ class _AnyTime(_RightHandSide):
                 f"{self._clock:.6g}; loosen the tolerance, use float64, or raise max_steps."
             )
         self._foresee(self._clock, length)
+        del self._slopes[1:]  # of the start, of a trial
         self.step_done()
 
     def callback_accept_step(self, u: Tensor, state: Tensor, du: Tensor) -> None:
@@ -366,6 +392,11 @@ class _AnyTime(_RightHandSide):
         self.accepted += 1
         self.error = self._ratio if self.error is None else self.error + self._ratio
         self.knots.append(self._clock)
+        if self._watched:
+            error = float(du) * torch.tensordot(self._error_weights, torch.stack(self._slopes), 1)
+            end, size = self._clamped(self._clock + self._towards * float(du)), event_size(self.problem.y.shape)
+            self._nats += step_in_nats(error, self._state, self._slopes[-1], end, size) ** self._power
+            del self._slopes[:-1]
         if self.problem.trajectory:
             self.states.append(self.problem.event(state))
 

@@ -30,7 +30,7 @@ from sdegen._checks import NonFiniteError
 from sdegen._shapes import event_size, like
 from sdegen.models.base import Plan, Query
 from sdegen.solvers.base import Problem, Result
-from sdegen.solvers.divergence import with_divergence
+from sdegen.solvers.divergence import step_in_nats
 
 PAIRS = ("dopri5", "dopri8")
 """The methods whose last slope is that at the new state."""
@@ -57,7 +57,7 @@ class Pair(NamedTuple):
 
 
 class _Rows(NamedTuple):
-    """The samples on their way: their numbers in the whole batch, clocks, next steps, states, slopes and errors."""
+    """The samples on their way: numbers in the whole batch, clocks, next steps, states, slopes and errors so far."""
 
     which: Tensor
     u: Tensor
@@ -65,16 +65,18 @@ class _Rows(NamedTuple):
     state: Tensor
     slope: Tensor
     error: Tensor
+    nats: Tensor
 
 
 class _Trial(NamedTuple):
-    """A step of every row: its length, where it leads, and R."""
+    """A step of every row: its length, where it leads, R, and its error in nats where a log-density is wanted."""
 
     h: Tensor
     u: Tensor
     state: Tensor
     slope: Tensor
     ratio: Tensor
+    nats: Tensor
 
 
 class SampleSteps:
@@ -101,8 +103,8 @@ class SampleSteps:
         problem.model.plan(problem.y, ends, None, -torch.ones_like(ends), torch.ones_like(ends))  # a singular end?
         state, size, device = problem.start, len(problem.y), problem.y.device
         which, u = torch.arange(size, device=device), ends[0].to(device).expand(size)
-        self._rows = _Rows(which, u, torch.zeros_like(u), state, torch.zeros_like(state), state.new_zeros(size))
-        self._end, self._error = torch.zeros_like(state), state.new_zeros(size)
+        self._rows = _Rows(which, u, torch.zeros_like(u), state, torch.zeros_like(state), *state.new_zeros(2, size))
+        self._end, (self._error, self._nats) = torch.zeros_like(state), state.new_zeros(2, size)
         self._sample_calls = torch.zeros_like(which)
         self._whole, self._problem = problem, problem.cut(which)
         self._pair, self._rtol, self._atol = Pair.of(method, state), rtol, atol
@@ -154,7 +156,11 @@ class SampleSteps:
             state = torch.addcmul(rows.state, step, torch.tensordot(beta[: i + 1], k[: i + 1], 1))
             k[i + 1] = self._ask(state, plan.rows(slice(i * n, (i + 1) * n), problem.y))
         tolerance = self._atol + self._rtol * torch.maximum(rows.state.abs(), state.abs())
-        return _Trial(h, u, state, k[-1], self._norm(step * torch.tensordot(pair.e, k, 1) / tolerance))
+        error, d = step * torch.tensordot(pair.e, k, 1), event_size(problem.y.shape)
+        nats = state.new_zeros(n)
+        if problem.probes is not None:
+            nats = step_in_nats(error, state, k[-1], u.to(state), d) ** (1 + 1 / pair.order)
+        return _Trial(h, u, state, k[-1], self._norm(error / tolerance), nats)
 
     def settle(self, trial: _Trial) -> None:
         """Keep the steps that are good enough, choose the next, and let those leave that have arrived."""
@@ -171,6 +177,7 @@ class SampleSteps:
             torch.where(where, trial.state, rows.state),
             torch.where(where, trial.slope, rows.slope),
             torch.where(kept, rows.error + trial.ratio, rows.error),
+            torch.where(kept, rows.nats + trial.nats, rows.nats),
         )
         self._look(kept)
 
@@ -178,7 +185,9 @@ class SampleSteps:
         """What the solve came to."""
         whole, cost = self._whole, (self._calls, self._accepted, self._rejected)
         y, divergence, ends = whole.event(self._end), whole.density(self._end), [whole.u_from, whole.u_to]
-        return Result(y, ends, [], None, divergence, *cost, error=self._error, sample_calls=self._sample_calls)
+        result = Result(y, ends, [], None, divergence, *cost, error=self._error, sample_calls=self._sample_calls)
+        result.divergence_error = None if divergence is None else self._nats
+        return result
 
     def _look(self, kept: Tensor) -> None:
         """Read how many samples are left and whether all is well: the one wait of an attempt."""
@@ -197,7 +206,7 @@ class SampleSteps:
     def _let_go(self, moving: Tensor) -> None:
         """Note where all stand, and go on with those that are still `moving`."""
         rows = self._rows
-        for table, values in ((self._end, rows.state), (self._error, rows.error)):
+        for table, values in ((self._end, rows.state), (self._error, rows.error), (self._nats, rows.nats)):
             table[rows.which] = values
         self._sample_calls.index_fill_(0, rows.which, self._calls)
         ahead = torch.argsort(moving.int(), descending=True, stable=True)[: self.left]
@@ -227,17 +236,17 @@ class SampleSteps:
         self._calls += 1
         if problem.probes is None:
             return problem.model.estimate(state, query, problem.cond)
-        return with_divergence(problem.model, problem.event(state), query, problem.cond, problem.probes, problem.chunk)
+        return problem.with_divergence(problem.event(state), query, self._calls)
 
     def _norm(self, scaled: Tensor) -> Tensor:
         return sample_norm(scaled, event_size(self._whole.y.shape))
 
 
 def sample_norm(scaled: Tensor, size: int) -> Tensor:
-    """max(RMS of the event, |log-density part|) of errors over their tolerance, (B, *event) or (B, size + 1): (B,)."""
+    """max(RMS of the event, |log-density part|) of errors over their tolerance, (B, *event) or (B, size + R): (B,)."""
     scaled = scaled.flatten(1)
     rms = scaled[:, :size].square().mean(1).sqrt()
-    return torch.maximum(rms, scaled[:, size].abs()) if scaled.shape[1] > size else rms
+    return torch.maximum(rms, scaled[:, size:].mean(1).abs()) if scaled.shape[1] > size else rms
 
 
 def check_tolerance(name: str, tolerance: float, dtype: torch.dtype) -> None:

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass
-from functools import partial
+from itertools import count, repeat
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -22,7 +22,6 @@ from sdegen import _checks
 from sdegen.models.base import Query
 from sdegen.paths.gaussian import GaussianPath
 from sdegen.solvers.base import Problem, Result, Solver
-from sdegen.solvers.divergence import with_divergence
 from sdegen.solvers.grids import Grid, Layout, PowerGrid, check_grid, span_of, steps_on
 from sdegen.solvers.loop import Ask, Memory, MemoryStep, march
 
@@ -149,14 +148,16 @@ def stepping(scheme: Scheme, problem: Problem, u: Tensor, t: Tensor, moves: Sequ
         problem.model.needs_score(type(scheme).__name__)
         levels = torch.tensor([move.rows[-1].std for move in moves], dtype=torch.float64).to(problem.y).unbind(0)
         std = [level if move.rows[-1].std else None for level, move in zip(levels, moves, strict=True)]
-    queries = _planned(scheme, problem, u, t, moves)
-    answer = _answering(problem)
+    dense, event = problem.probes is not None, problem.event
+    answer: Callable[..., Tensor] = problem.with_divergence if dense else problem.model.estimate
+    last: Iterator[object] = count() if dense else repeat(problem.cond)
+    asked = [[(query, next(last)) for query in queries] for queries in _planned(scheme, problem, u, t, moves)]
 
     def step(k: int, y: Tensor, ask: Ask, memory: Memory) -> tuple[tuple[Tensor, Tensor | None], Memory]:
         _, rows, kept = moves[k]
-        state = y if queries[k] else moved(rows[0], y, ())
-        for row, query in zip(rows, queries[k], strict=bool(queries[k])):
-            memory = (answer(state, query), *memory)
+        state = y if asked[k] else moved(rows[0], y, ())
+        for row, question in zip(rows, asked[k], strict=bool(asked[k])):
+            memory = (answer(event(state), *question), *memory)
             state = moved(row, y, memory)
         return (state, std[k]), memory[:kept]
 
@@ -194,11 +195,3 @@ def moved(row: Row, y: Tensor, answers: Sequence[Tensor]) -> Tensor:
     for w, m in zip(weights[1:], answers[1:], strict=False):
         y.add_(m, alpha=w)
     return y
-
-
-def _answering(problem: Problem) -> Callable[[Tensor, Query], Tensor]:
-    """How the model is asked about a state: with the divergence in the last column where that is wanted."""
-    model, cond, probes = problem.model, problem.cond, problem.probes
-    if probes is None:
-        return partial(model.estimate, cond=cond)
-    return lambda state, query: with_divergence(model, problem.event(state), query, cond, probes, problem.chunk)

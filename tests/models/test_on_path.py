@@ -73,7 +73,7 @@ def test_leaving_the_trained_clocks_is_refused_with_the_way_out():
         sdegen.encode(ve.on(VP), x)
     with pytest.raises(ValueError, match="trained between the clocks"):
         sdegen.decode(ve.on(VP), x, u=(0.9, 0.001))
-    with pytest.raises(ValueError, match="use it on a path that stays there"):
+    with pytest.raises(ValueError, match=rf"u=\(0.0, {end}\) stays inside"):
         sdegen.vlb(vp.on(OT), x, steps=10)
     with pytest.raises(TypeError, match="path must be a GaussianPath"):
         vp.on("condot")

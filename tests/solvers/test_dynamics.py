@@ -10,7 +10,7 @@ from problems import PATHS, OwnFlow, OwnVP, affine_law, mixture64, ring
 from torch import nn
 
 import sdegen
-from sdegen.solvers.divergence import draw_probes, drift_and_divergence
+from sdegen.solvers.base import Problem
 
 ALL = {**PATHS, "own vp": OwnVP(), "own flow": OwnFlow()}
 
@@ -128,6 +128,13 @@ class Field(nn.Module):
         return self.layers(x.flatten(1)).reshape(x.shape) * (1 + t.reshape(-1, *[1] * (x.ndim - 1)))
 
 
+def with_divergence(model, y, query, trace, seed=0):
+    """The answer and its divergence, the mean of all estimates."""
+    probes = trace.draw(y, torch.Generator().manual_seed(seed), fresh=False)
+    joined = Problem(model, y, 0.0, 1.0, probes=probes).with_divergence(y, query, 0)
+    return joined[:, : y[0].numel()].reshape(y.shape), joined[:, y[0].numel() :].mean(1)
+
+
 @pytest.mark.parametrize("shape", [(5, 3), (5, 2, 1, 3)])
 def test_exact_divergence_is_the_trace_of_the_jacobian(shape):
     d = math.prod(shape[1:])
@@ -135,7 +142,7 @@ def test_exact_divergence_is_the_trace_of_the_jacobian(shape):
     y = torch.randn(shape)
     one = torch.ones(1)
     (query,) = model.plan(y, 0.4 * one, None, -one, one)
-    value, divergence = drift_and_divergence(model, y, query, {}, draw_probes(y, None, None))
+    value, divergence = with_divergence(model, y, query, sdegen.Exact())
     (single,) = model.plan(y[:1], 0.4 * one, None, -one, one)
     for b in range(len(y)):
         jacobian = torch.autograd.functional.jacobian(lambda row: model.estimate(row, single, {}), y[b : b + 1])
@@ -154,8 +161,7 @@ def test_hutchinson_is_unbiased_with_the_variance_of_theory():
     A = 0.5 * (jacobian + jacobian.T)
     variance = float(2 * ((A**2).sum() - (A.diagonal() ** 2).sum()))
     for probes in (1, 4):
-        z = draw_probes(y, sdegen.Hutchinson(probes), torch.Generator().manual_seed(probes))
-        _, estimate = drift_and_divergence(model, y, query, {}, z)
+        _, estimate = with_divergence(model, y, query, sdegen.Hutchinson(probes), probes)
         error = float(estimate.mean() - jacobian.trace()) / math.sqrt(variance / probes / len(y))
         assert abs(error) < 5
         assert abs(float(estimate.var()) * probes / variance - 1) < 0.1
@@ -174,9 +180,9 @@ def test_hamiltonian_fields_have_no_divergence():
     model = sdegen.ScoreModel(Hamiltonian(), path, "velocity")
     one = torch.ones(1)
     (query,) = model.plan(y, 0.5 * one, None, -one, one)
-    _, exact = drift_and_divergence(model, y, query, {}, draw_probes(y, None, None))
+    _, exact = with_divergence(model, y, query, sdegen.Exact())
     assert float(exact.abs().max()) == 0
-    _, probed = drift_and_divergence(model, y, query, {}, draw_probes(y, sdegen.Hutchinson(1), None))
+    _, probed = with_divergence(model, y, query, sdegen.Hutchinson(1))
     assert float(probed.std()) > 0.1
     assert abs(float(probed.mean())) < 5 * float(probed.std()) / math.sqrt(4000)
 
@@ -189,7 +195,7 @@ def test_continuity_equation_holds():
     y = path.perturb(target.sample(4), 1 - u)[0]
     one = torch.ones(1)
     (query,) = model.plan(y, u * one, None, -one, one)
-    b, divergence = drift_and_divergence(model, y, query, {}, draw_probes(y, None, None))
+    b, divergence = with_divergence(model, y, query, sdegen.Exact())
     change = (target.marginal(path, 1 - u - h).log_prob(y) - target.marginal(path, 1 - u + h).log_prob(y)) / (2 * h)
     torch.testing.assert_close(change, -divergence - (b * model.score(y, 1 - u)).sum(1), rtol=1e-5, atol=1e-5)
 

@@ -194,7 +194,7 @@ def test_bad_options(options, error, says):
 @pytest.mark.parametrize(
     ("x", "error", "says"),
     [
-        (torch.zeros(4, 2, dtype=torch.uint8), TypeError, "uint8.*dequantisation"),
+        (torch.zeros(4, 2, dtype=torch.uint8), TypeError, "uint8.*dequantise"),
         (torch.zeros(4, 2, dtype=torch.complex64), TypeError, "complex"),
         (torch.zeros(4), ValueError, r"\(4,\)"),
         (torch.tensor([[0.0], [math.nan]]), ValueError, "1 of its 2"),

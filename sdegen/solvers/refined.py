@@ -1,0 +1,122 @@
+"""A log-density to an accuracy: Adams' method with more and more steps until its own estimate is small enough."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import KW_ONLY, dataclass
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from sdegen import _checks
+from sdegen._checks import AccuracyWarning
+from sdegen.solvers.adams import DENSITY_GRID, DENSITY_ORDER, Adams
+from sdegen.solvers.base import Problem, Result, Solver
+from sdegen.solvers.densities import outlying, solve_density
+from sdegen.solvers.divergence import standard_error
+from sdegen.solvers.grids import Grid
+
+
+@dataclass(frozen=True)
+class AdamsUntil(Solver):
+    """Log-densities by `Adams` in `first` steps, then twice as many, until each is as accurate as wanted.
+
+    A sample leaves when its error estimate is at most `atol`, or the standard error of a trace that is itself
+    estimated, or for an outlier `rtol` of the nats that its latent costs beyond those of noise: so its number does not depend on its batch-mates. What is still worse after the last round keeps
+    its number and its error, with one `AccuracyWarning`. A network with kinks costs accuracy here, not calls: those are
+    less than 2 max_steps and one for every round.
+
+    Args:
+        atol: the error wanted, in nats.
+        rtol: the error wanted for outliers, as a part of what they cost.
+        first: steps of the first round.
+        max_steps: the most steps of a round.
+        order: of `Adams`.
+        grid: of `Adams`.
+
+    Raises:
+        TypeError: an option of another type.
+        ValueError: an option out of its range; later, a solve without a log-density.
+    """
+
+    atol: float = 1e-4
+    _: KW_ONLY
+    rtol: float = 1e-6
+    first: int = 80
+    max_steps: int = 1280
+    order: int = DENSITY_ORDER
+    grid: Grid = DENSITY_GRID
+
+    solves_ode = True
+
+    def __post_init__(self) -> None:
+        _checks.real("atol", self.atol, 0, strict=True)
+        _checks.real("rtol", self.rtol, 0)
+        _checks.whole("first", self.first)
+        _checks.whole("max_steps", self.max_steps, least=self.first)
+        if not isinstance(self.grid, Grid):
+            raise TypeError(
+                f"grid must be a Grid, such as PowerGrid(2, 't'), and {self.grid!r} is one for one number of steps."
+            )
+        Adams(self.first, self.order, grid=self.grid)
+
+    @property
+    def differentiable(self) -> bool:
+        """See `Solver.differentiable`: it chooses its steps."""
+        return False
+
+    def run(self, problem: Problem) -> Result:
+        """The log-densities of `problem`: used by `sdegen.log_likelihood`."""
+        if problem.probes is None:
+            raise ValueError(f"{self!r} measures the error of a log-density; to move samples take Adams or ODESolver.")
+        part, steps = problem, self.first
+        whole = solve_density(part, part.lay(self.grid, steps), self.order)
+        whole.sample_calls = torch.full((len(problem.y),), whole.calls, device=problem.y.device)
+        left = self._left(whole)
+        while len(left) and 2 * steps <= self.max_steps:
+            part, steps = _cut(problem, left), 2 * steps
+            finer = solve_density(part, part.lay(self.grid, steps), self.order)
+            _put(whole, left, finer, left if part is problem else slice(None))
+            left = self._left(whole)
+        if len(left):
+            self._warn(whole, left)
+        return whole
+
+    def _left(self, result: Result) -> Tensor:
+        """The samples whose error is not yet small enough: the one wait of a round."""
+        error, divergence = cast(Tensor, result.divergence_error), cast(Tensor, result.divergence)
+        enough = self.atol + self.rtol * (outlying(result.y, result.u[-1]) - 1)
+        if divergence.shape[1] > 1:
+            enough = torch.maximum(enough, standard_error(divergence).to(enough))
+        return torch.nonzero(error > enough).flatten()
+
+    def _warn(self, result: Result, left: Tensor) -> None:
+        error = cast(Tensor, result.divergence_error)[left]
+        warnings.warn(
+            f"{self!r} reached its last round, and the error estimates of {len(left)} of {len(result.y)} log-densities "
+            f"are above atol still, up to {float(error.max()):.3g} nats: the network may have kinks. Each number is "
+            "there with its error; raise atol or max_steps.",
+            AccuracyWarning,
+            stacklevel=4,
+        )
+
+
+def _cut(problem: Problem, rows: Tensor) -> Problem:
+    """The problem for the samples that are left, or all of it where a condition cannot be cut."""
+    if len(rows) == len(problem.y):
+        return problem
+    try:
+        return problem.cut(rows)
+    except TypeError:
+        return problem
+
+
+def _put(whole: Result, rows: Tensor, result: Result, chosen: Tensor | slice) -> None:
+    """Replace the numbers of `rows` by those of a finer round, `chosen` of it, and add up what it cost."""
+    whole.y[rows] = result.y[chosen]
+    for name in ("divergence", "divergence_error"):
+        getattr(whole, name)[rows] = getattr(result, name)[chosen]
+    cast(Tensor, whole.sample_calls)[rows] += result.calls
+    whole.calls += result.calls
+    whole.accepted += result.accepted

@@ -213,6 +213,11 @@ class Solver(ABC):
         return True
 
     @property
+    def takes_fresh_probes(self) -> bool:
+        """Whether a divergence may be estimated by other vectors at every query: not where its error sets the steps."""
+        return self.differentiable
+
+    @property
     def span(self) -> tuple[float, float] | None:
         """(u_high, u_low) of a grid with ends of its own, which stand for the path's where `u=` is None; else None."""
         return None

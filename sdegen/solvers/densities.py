@@ -14,13 +14,13 @@ with centred polynomials of degree 5. The error is estimated without a further n
 
     1/2 sum over k of |score_{k+1} . (corrected - predicted)|^((p+3)/(p+1))                             the states
     + |quadrature of degree 5 - quadrature of degree 3|                                                 the integral
-    + 1/2 sum over the intervals of their length times |m-th difference of div D| / 2^(m-1)             its kinks
+    + 0.8 K_13 K_13 / K_5,    K_m = sum over intervals of length * |m-th difference of div D| / 2^(m-1)   its kinks
 
 What a corrector moves is the predictor's error, of order h^(p+1) in a step; weighed with the score it is in nats
 (divergence.py), or for an outlier in units of what that has too many, and its power falls as the corrector's own error
-does on mixtures and trained networks. Where a network has kinks its divergence jumps, which the quadrature misses by up
-to half an interval; high differences of a smooth function vanish. An estimated trace has differences of its own, and is
-spared the third line.
+does on mixtures and trained networks. Where a network has kinks its divergence jumps, which the quadrature misses by
+up to half an interval: a jump has K_m its size times the interval for every m, and a smooth function K_13 far below
+K_5. An estimated trace has differences of its own, and is spared the third line.
 
 References:
     Solving Ordinary Differential Equations I, Hairer, Norsett and Wanner, 1993, section III.1.
@@ -47,8 +47,9 @@ SHARE = 0.5
 """Of what the corrector moves, that counts as the error of a step."""
 POINTS = 6
 """Of the polynomials in the quadrature."""
-KINK = 13
-"""The order m of the differences that tell a jump of the divergence, 2^(m-1) times its size in all, from its bends."""
+KINKS = (13, 5)
+"""The orders of the differences that tell a jump of the divergence, which they show alike, from its bends."""
+KINK = 0.8
 STRIDE, FEW = 2, 12
 """The divergence is asked at every second knot, and at every one below this many steps."""
 
@@ -109,9 +110,14 @@ def _roughness(nodes: Layout, values: Tensor, exact: bool) -> Tensor:
     error: Tensor = torch.tensordot(apart.to(values), values, 1).mean(1).abs()
     if not exact:
         return error
-    m = min(KINK, len(values) - 1)
-    differences = torch.diff(values[..., 0], m, 0).abs()
-    middle = torch.arange(len(values) - 1).sub(m // 2).clamp(0, len(differences) - 1)
+    high, low = (_jumps(nodes, values[..., 0], order) for order in KINKS)
+    return error + KINK * high * (high / low.clamp(min=torch.finfo(low.dtype).tiny)).clamp(max=1)
+
+
+def _jumps(nodes: Layout, values: Tensor, order: int) -> Tensor:
+    """The sum over the intervals of their length times |difference of this order|, 1 for a jump of 1, (B,)."""
+    order = min(order, len(values) - 1)
+    differences = torch.diff(values, order, 0).abs()
+    middle = torch.arange(len(values) - 1).sub(order // 2).clamp(0, len(differences) - 1)
     lengths = torch.zeros(len(differences), dtype=torch.float64).index_add_(0, middle, torch.diff(nodes.u))
-    error += 0.5**m * torch.tensordot(lengths.to(values), differences, 1)
-    return error
+    return 0.5 ** (order - 1) * torch.tensordot(lengths.to(values), differences, 1)

@@ -5,12 +5,13 @@
 div b = trace of the Jacobian J = sum over i of e_i . J e_i, exactly, or the mean over random vectors z of z . J z.
 
 On steps that are known beforehand z is another one at every query. Of P estimates each walks through the rows of a
-Hadamard matrix of n >= d columns, in random order and under one vector of random signs for n queries,
+Hadamard matrix of n >= d columns, in a random order, under one vector of random signs, and again from the first,
 
     z_j = signs * H[order_j],    H[i, l] = (-1)^(number of bits that i and l have in common),
 
-so that the z z' of n successive queries add up to n times the identity: what one query misses of the trace the next
-ones have. The P estimates are independent: their spread is the error of their mean.
+so that the z z' of any n successive queries add up to n times the identity: what one query misses of the trace the next
+ones have, and along a smooth solution nothing adds up. The P estimates are independent: their spread is the error of
+their mean.
 
 What an error dy of the state does to the log-density is told by the score in y, d log p / dy = -(y + (1-u) D) / u with
 D = eps_hat - x_hat: exactly for a model whose score is its own, and as a good guess for any other.
@@ -68,12 +69,11 @@ class _Unit(Probes):
     columns, exact = 1, True
 
     def __init__(self, y: Tensor):
-        self._like = y
-        self.count = event_size(y.shape)
+        self._like, self.count = y, event_size(y.shape)
+        self._z = torch.eye(self.count, dtype=y.dtype, device=y.device)[:, None].expand(-1, len(y), -1)
 
     def at(self, j: int) -> Tensor:
-        y, d = self._like, self.count
-        return torch.eye(d, dtype=y.dtype, device=y.device)[:, None].expand(d, len(y), d)
+        return self._z
 
     def cut(self, rows: Tensor) -> Probes:
         return _Unit(self._like[rows])
@@ -94,30 +94,27 @@ class _Kept(Probes):
 
 
 class _Fresh(Probes):
-    """Orthogonal along the queries, in blocks of n = 2^m >= d; the signs of a block are drawn when it begins."""
+    """Others at every query, orthogonal along n = 2^m >= d of them, which come again and again in the same order."""
 
     def __init__(self, y: Tensor, probes: int, generator: Generators):
         self._like, self._generator = y, generator
         self.columns = self.count = probes
         self._bits = max(event_size(y.shape) - 1, 1).bit_length()
-        self._blocks: list[tuple[Tensor, Tensor]] = []
+        shape, half = (len(y), probes), 1 << (self._bits - 1)
+        odd = 2 * (rand((*shape, 2), generator, y.device) * half).long() + 1
+        self._odd = odd.permute(2, 1, 0)[..., None]
+        self._signs = signs((*shape, event_size(y.shape)), generator, y.dtype, y.device).transpose(0, 1)
 
     def at(self, j: int) -> Tensor:
-        y, n = self._like, 1 << self._bits
-        while len(self._blocks) <= j >> self._bits:
-            shape = (len(y), self.count)
-            odd = 2 * (rand((*shape, 2), self._generator, y.device) * (n // 2)).long() + 1
-            flips = signs((*shape, event_size(y.shape)), self._generator, y.dtype, y.device)
-            self._blocks.append((odd.permute(2, 1, 0)[..., None], flips.transpose(0, 1)))
-        odd, flips = self._blocks[j >> self._bits]
-        row, half = j & (n - 1), (self._bits + 1) // 2
-        row = odd[0] * (row ^ (row >> half)) & (n - 1)  # two rounds that each permute 0 ... n-1
-        row = odd[1] * (row ^ (row >> half)) & (n - 1)
-        common = row & torch.arange(flips.shape[-1], device=y.device)
+        last = (1 << self._bits) - 1
+        row, half = j & last, (self._bits + 1) // 2
+        for odd in self._odd:  # two rounds that each permute 0 ... n-1
+            row = odd * (row ^ (row >> half)) & last
+        common = row & torch.arange(self._signs.shape[-1], device=self._signs.device)
         for shift in (32, 16, 8, 4, 2, 1):
             if shift < self._bits:
                 common = common ^ (common >> shift)
-        return torch.where((common & 1).bool(), -flips, flips)
+        return torch.where((common & 1).bool(), -self._signs, self._signs)
 
     def cut(self, rows: Tensor) -> Probes:
         return _Fresh(self._like[rows], self.count, generator_of_rows(self._generator, rows))
@@ -227,8 +224,8 @@ def products(value: Tensor, y: Tensor, z: Tensor, chunk: int, differentiable: bo
 
 def in_nats(dy: Tensor, y: Tensor, D: Tensor, u: float | Tensor) -> Tensor:
     """score . dy, (B,), at states y with slopes D, all (B, d), and the clock u, a number or (B,), which is not 0."""
-    ahead = 1 - u[:, None] if isinstance(u, Tensor) else 1 - u
-    return -(dy * (y + ahead * D)).sum(1) / u
+    at = y + (1 - u[:, None]) * D if isinstance(u, Tensor) else torch.add(y, D, alpha=1 - u)
+    return torch.linalg.vecdot(dy, at) / -u
 
 
 def step_in_nats(error: Tensor, state: Tensor, slope: Tensor, u: float | Tensor, d: int) -> Tensor:

@@ -84,7 +84,7 @@ class Layout:
         xi = x**3 * (10 - 15 * x + 6 * x**2)
         inside = self.clock.u(torch.addcmul(s[:-1, None], torch.diff(s)[:, None], xi))
         rest = weights * 30 * (x * (1 - x)) ** 2 * (self.u[1:, None] - inside)
-        powers = torch.linalg.vander(xi, N=5) * torch.arange(1, 6)
+        powers = torch.linalg.vander(xi, N=7) * torch.arange(1, 8)
         return torch.cat([torch.diff(self.u)[:, None], rest @ powers], 1)
 
 

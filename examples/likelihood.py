@@ -1,0 +1,277 @@
+"""Log-densities with error bars: a map in the plane, held-out bits/dim of digits, and scores of what is no digit.
+
+    python examples/likelihood.py [--quick] [--device cuda] [--seed 0] [--out outputs]
+
+Every number says which number it is: the density of the ODE, or a bound on the probability of quantised data; and how
+far off it may be: by the solver's steps, by the probes of an estimated trace, by the prior. Prints two tables and
+writes three pictures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import matplotlib
+import torch
+from torch import Tensor
+from torch.optim.lr_scheduler import OneCycleLR
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from tqdm import tqdm
+
+import sdegen
+from sdegen.datasets import digits, two_moons
+from sdegen.nets import MLP, UNet
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.colors import LogNorm
+
+INK, OURS, THEIRS, GREY = "#22223b", "#2a6f97", "#c8553d", "#b8b8c4"
+LEVELS = sdegen.Quantized(17)
+
+
+def train(
+    model: sdegen.ScoreModel, batch: Callable[[], tuple[Tensor, dict | None]], steps: int, lr: float, name: str
+) -> sdegen.ScoreModel:
+    """The whole training loop: denoising score matching at clocks uniform in u, Adam, an average of the weights."""
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.98))
+    optimiser = torch.optim.Adam(model.parameters(), lr)
+    schedule = OneCycleLR(optimiser, lr, total_steps=steps, pct_start=0.05)
+    bar = tqdm(range(steps), desc=f"training on {name}", unit="step", mininterval=0.5)
+    for step in bar:
+        x, cond = batch()
+        loss = sdegen.loss(model, x, times=sdegen.ClockTimes(importance=False), cond=cond)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+        average.update_parameters(model)
+        if step % 50 == 0:
+            bar.set_postfix(loss=f"{loss.item():.3f}")
+    return average.module.eval().requires_grad_(False)
+
+
+def in_the_plane(args: argparse.Namespace) -> None:
+    """Two moons: the density on a grid of points, what it integrates to, and what each of its numbers may be off by."""
+    data, held_out = two_moons(20_000).to(args.device), two_moons(1000).to(args.device)
+    model = sdegen.ScoreModel(MLP(2), sdegen.VPSDE(), "v").to(args.device)
+
+    def batch() -> tuple[Tensor, None]:
+        return data[torch.randint(len(data), (512,), device=args.device)], None
+
+    model = train(model, batch, 400 if args.quick else 3000, 4e-3, "two moons")
+    wide, high = (60, 40) if args.quick else (180, 120)
+    x, y = (
+        side * (2 * torch.arange(n, device=args.device) + 1 - n) / n for side, n in ((2.55, wide), (1.7, high))
+    )
+    points = torch.cartesian_prod(y, x).flip(1)
+    solver = sdegen.AdamsUntil(1e-3)
+    found = sdegen.log_likelihood(model, points, solver, data=data[:4000])
+    mass = float(found.log_prob.exp().sum() * (x[1] - x[0]) * (y[1] - y[0]))
+    held = sdegen.evaluate(model, held_out[:100] if args.quick else held_out, batch_size=1000, solver=solver)
+    print(f"\ntwo moons  {held}")
+    print(f"           the density integrates to {mass:.4f} over the picture")
+    print_errors(found)
+    draw_density(args.out / "likelihood_density.png", held_out, found, (x, y))
+
+
+def print_errors(found: sdegen.LogLikelihood) -> None:
+    """The three errors of a batch of log-densities, the median and the worst."""
+    for name in ("solver_error", "probe_error", "prior_gap"):
+        error = getattr(found, name)
+        said = "unknown" if error is None else f"{float(error.median()):.1e}, at worst {float(error.max()):.1e} nats"
+        print(f"           {name:13s} {said}")
+
+
+def on_digits(args: argparse.Namespace) -> None:
+    """Handwritten digits, 8 x 8 with 17 grey levels: held-out bits per dimension, and what is no digit."""
+    images, labels = (x.to(args.device) for x in digits("train"))
+    model = sdegen.ScoreModel(UNet(channels=1, width=16, classes=10), sdegen.VPSDE(), "v").to(args.device)
+
+    def batch() -> tuple[Tensor, dict]:
+        i = torch.randint(len(images), (64,), device=args.device)
+        return LEVELS.dequantise(images[i]), {"label": labels[i]}
+
+    model = train(model, batch, 300 if args.quick else 2000, 8e-3, "digits")
+    tests, test_labels = digits("test")
+    order = torch.randperm(len(tests), generator=torch.Generator().manual_seed(args.seed))  # writers mixed
+    tests, test_labels = tests[order].to(args.device), test_labels[order].to(args.device)
+    in_bits(args, model, images, tests, test_labels)
+    out_of_distribution(args, model, tests, test_labels)
+
+
+def in_bits(
+    args: argparse.Namespace, model: sdegen.ScoreModel, images: Tensor, tests: Tensor, labels: Tensor
+) -> None:
+    """Held-out bits per dimension given the label, beside those of a Gaussian fitted to the training images."""
+    number, steps = (12, 40) if args.quick else (len(tests), 60)
+    tests, labels, solver = tests[:number], labels[:number], sdegen.Adams(steps)
+    # with directory="..." this may be killed at any moment and goes on from there, in several processes too
+    ours = sdegen.evaluate(model, tests, quantized=LEVELS, cond={"label": labels}, solver=solver, seed=args.seed)
+    y = LEVELS.dequantise(images).flatten(1).double()
+    gaussian = sdegen.Gaussian(y.mean(0), covariance=torch.cov(y.T))
+    logp = gaussian.log_prob(LEVELS.dequantise(tests).flatten(1).double()) + 64 * math.log(LEVELS.cell)
+    theirs = sdegen.Evaluation(logp, 64, "bound", complete=True)
+    off = sdegen.log_likelihood(model, LEVELS.dequantise(tests[:10]), solver, cond={"label": labels[:10]}).solver_error
+    print(f"\n{'digits':11s}{'bits/dim':>9s}   95 % interval   {number} held-out images, exact trace, a bound, one draw")
+    for name, held in (("given label", ours), ("Gaussian", theirs)):
+        low, high = held.bits_interval
+        print(f"{name:11s}{held.bits_per_dim:9.3f}   {low:.3f} to {high:.3f}")
+    print(f"the solver's steps may add {float(off.mean()) / (64 * math.log(2)):.4f} bits/dim, the label {math.log2(10) / 64:.3f}")
+    draw_bits(args.out / "likelihood_bits.png", tests, ours, theirs)
+
+
+def other_things(n: Tensor, labels: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+    """Things on the same levels that are no digits, or other digits than they are said to be: images, labels."""
+    pixels = n.flatten(1)
+    mixed = torch.stack([column[torch.randperm(len(n))] for column in pixels.T], 1).reshape(n.shape)
+    return {
+        "digits": (n, labels),
+        "another label": (n, (labels + torch.randint(1, 10, labels.shape, device=n.device)) % 10),
+        "mirrored": (n.flip(3), labels),
+        "upside down": (n.flip(2, 3), labels),
+        "a quarter turn": (n.rot90(1, (2, 3)), labels),
+        "shifted by two": (n.roll(2, 3), labels),
+        "pixels shuffled": (pixels[:, torch.randperm(64)].reshape(n.shape), labels),
+        "pixels of many": (mixed, labels),
+        "negative": (16 - n, labels),
+        "noise": (torch.randint_like(n, 17), labels),
+        "faint": ((n / 2).floor(), labels),
+        "blank": (torch.zeros_like(n), labels),
+    }
+
+
+def auroc(inside: Tensor, outside: Tensor) -> tuple[float, float]:
+    """P(an inside score is above an outside one), ties half, and its standard error (DeLong et al., 1988)."""
+    above = (inside[:, None] > outside).double() + 0.5 * (inside[:, None] == outside)
+    variance = above.mean(1).var() / len(inside) + above.mean(0).var() / len(outside)
+    return float(above.mean()), float(variance.sqrt())
+
+
+def out_of_distribution(args: argparse.Namespace, model: sdegen.ScoreModel, tests: Tensor, labels: Tensor) -> None:
+    """Log-densities of digits and of other things, by four probes and never the exact trace: ten times cheaper."""
+    number = 24 if args.quick else 120
+
+    def log_density(images: Tensor, label: Tensor) -> sdegen.LogLikelihood:
+        return sdegen.log_likelihood(
+            model, LEVELS.dequantise(images), sdegen.Adams(40 if args.quick else 80), trace=sdegen.Hutchinson(4),
+            cond={"label": label},
+        )  # fmt: skip
+
+    usual = log_density(tests[-number:], labels[-number:]).log_prob.median()
+    things = other_things(tests[:number], labels[:number])
+    scores = {}
+    print(f"\n{'':18s}{'log p, nats':>12s}{'error':>8s}{'AUROC':>9s}{'AUROC of -|log p - usual|':>29s}")
+    for name, (images, label) in things.items():
+        found = log_density(images, label)
+        logp = found.log_prob
+        inside = scores.setdefault("digits", logp)
+        high, close = auroc(inside, logp), auroc(-(inside - usual).abs(), -(logp - usual).abs())
+        scores[name] = logp
+        text = "" if name == "digits" else "".join(f"{a:9.3f} +- {1.96 * s:.3f}" for a, s in (high, close))
+        print(f"{name:18s}{float(logp.median()):12.1f}{float(found.error.median()):8.2f}{text}")
+    print(
+        "A density tells what is unlike the data where its probability would have to be: it is sure of noise and\n"
+        "negatives. It does not tell what is typical: a blank image is denser than any digit and is none. Nor is a\n"
+        "low density a proof of anything, since another choice of coordinates would order the same images otherwise."
+    )
+    draw_things(args.out / "likelihood_ood.png", things, scores)
+
+
+def draw_density(path: Path, held_out: Tensor, found: sdegen.LogLikelihood, grid: tuple[Tensor, Tensor]) -> None:
+    """Data, the map of the density, the map of its error."""
+    x, y = (side.cpu().numpy() for side in grid)
+    density, error = (v.reshape(len(y), len(x)).cpu().numpy() for v in (found.log_prob.exp(), found.error))
+    figure, axes = plt.subplots(1, 3, figsize=(11, 2.75), sharex=True, sharey=True, layout="constrained")
+    axes[0].scatter(*held_out.T.cpu().numpy(), s=4, alpha=0.6, linewidths=0, color=INK)
+    axes[0].set_title("held-out data")
+    shown = axes[1].pcolormesh(x, y, density, cmap="magma", vmin=0, rasterized=True)
+    axes[1].set_title("density $p(x)$")
+    figure.colorbar(shown, ax=axes[1], shrink=0.9)
+    shown = axes[2].pcolormesh(x, y, error, cmap="viridis", norm=LogNorm(), rasterized=True)
+    axes[2].set_title(r"error of $\log p(x)$, nats")
+    figure.colorbar(shown, ax=axes[2], shrink=0.9)
+    for axis in axes:
+        axis.set(aspect="equal", xticks=[], yticks=[], xlim=(x[0], x[-1]), ylim=(y[0], y[-1]))
+    axes[0].spines[:].set_color(GREY)
+    finish(figure, path)
+
+
+def draw_bits(path: Path, tests: Tensor, ours: sdegen.Evaluation, theirs: sdegen.Evaluation) -> None:
+    """Bits per dimension of every held-out image under both models; the cheapest and the dearest images."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3), width_ratios=(1.25, 1), layout="constrained")
+    for held, colour, name in ((ours, OURS, "score model"), (theirs, THEIRS, "Gaussian")):
+        bits = -held.per_sample.cpu() / (held.size * math.log(2))
+        low, high = held.bits_interval
+        left.hist(bits.numpy(), bins=30, color=colour, alpha=0.45)
+        left.axvspan(low, high, color=colour, alpha=0.9, lw=0, label=f"{name}: {held.bits_per_dim:.3f} in [{low:.3f}, {high:.3f}]")
+    left.set(xlabel="bits/dim of one image", yticks=[])
+    left.spines[["top", "left", "right"]].set_visible(False)
+    left.legend(loc="upper right", frameon=False)
+    order = ours.per_sample.cpu().argsort(descending=True)
+    rows = [tests[order[:5]].cpu(), tests[order[-5:]].cpu()]
+    right.imshow(mosaic(torch.stack(rows)), cmap="gray_r", vmin=0, vmax=16, interpolation="nearest")
+    right.set(xticks=[], yticks=[4.5, 14.5])
+    right.set_yticklabels(["fewest bits", "most bits"], fontsize=11)
+    finish(figure, path)
+
+
+def draw_things(path: Path, things: dict[str, tuple[Tensor, Tensor]], scores: dict[str, Tensor]) -> None:
+    """Three of each kind beside their log-densities, every point an image; the band holds the middle 90 % of digits."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 5.4), width_ratios=(1, 2.6), layout="constrained")
+    pictures = torch.stack([images[:3].cpu() for images, _ in things.values()])
+    left.imshow(mosaic(pictures), cmap="gray_r", vmin=0, vmax=16, interpolation="nearest", aspect="equal")
+    left.set(xticks=[], yticks=[4.5 + 10 * i for i in range(len(things))])
+    left.set_yticklabels(list(things), fontsize=11)
+    low, high = torch.quantile(scores["digits"].cpu(), torch.tensor([0.05, 0.95])).tolist()
+    right.axvspan(low, high, color=GREY, alpha=0.5, lw=0)
+    for i, (name, logp) in enumerate(scores.items()):
+        place = i + 0.5 * (torch.rand(len(logp)) - 0.5)
+        colour = OURS if name == "digits" else THEIRS
+        right.scatter(logp.cpu().numpy(), place.numpy(), s=9, alpha=0.5, linewidths=0, color=colour)
+        if name != "digits":
+            text = f"{auroc(scores['digits'], logp)[0]:.2f}"
+            right.text(1.01, i, text, transform=right.get_yaxis_transform(), va="center", fontsize=11)
+    right.text(1.01, 0, "AUROC", transform=right.get_yaxis_transform(), va="center", fontsize=11)
+    right.set(ylim=(len(scores) - 0.5, -0.5), yticks=[], xlabel=r"log-density $\log p(y)$, nats")
+    right.set_xscale("symlog", linthresh=200)
+    right.spines[["top", "left", "right"]].set_visible(False)
+    finish(figure, path)
+
+
+def mosaic(images: Tensor) -> Tensor:
+    """Images (rows, columns, 1, 8, 8) side by side with white between them."""
+    padded = torch.nn.functional.pad(images[:, :, 0], (1, 1, 1, 1))
+    return padded.permute(0, 2, 1, 3).flatten(0, 1).flatten(1)
+
+
+def finish(figure: plt.Figure, path: Path) -> None:
+    """Save and close."""
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Parse the command line and run both parts."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="a smaller run, under a minute")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("outputs"), help="folder for the pictures")
+    args = parser.parse_args(argv)
+    args.out.mkdir(parents=True, exist_ok=True)
+    start = time.perf_counter()
+    torch.manual_seed(args.seed)
+    in_the_plane(args)
+    torch.manual_seed(args.seed)
+    on_digits(args)
+    pictures = ", ".join(str(args.out / f"likelihood_{name}.png") for name in ("density", "bits", "ood"))
+    print(f"\n{time.perf_counter() - start:.0f} s in all; see {pictures}")
+
+
+if __name__ == "__main__":
+    main()

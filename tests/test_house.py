@@ -172,6 +172,10 @@ EXAMPLES = {
         ["flow_trajectories.png", "flow_digits.png"],
         ["straightness S", "OT flow", "reflow", "diffusion as flow", "flow by VP's SDE"],
     ),
+    "likelihood": (
+        ["likelihood_density.png", "likelihood_bits.png", "likelihood_ood.png"],
+        ["integrates to", "solver_error", "prior_gap", "given label", "95 % interval", "latents halved", "AUROC"],
+    ),
     "cnf": (["flow_cnf.png"], ["planar: log-density", "Hamiltonian: energy"]),
 }
 
@@ -193,6 +197,16 @@ def test_the_quick_examples_run_and_write_their_pictures(name, tmp_path, capsys)
     if name == "sde_vs_ode":
         ours, theirs = (float(re.search(p, said)[1]) for p in (r"given the label (\S+)", r"Gaussian: (\S+)"))
         assert ours < theirs
+    if name == "likelihood":
+        mass, of_noise = (
+            float(re.search(p, said)[1]) for p in (r"integrates to (\S+)", r"noise .*\d   (\S+) \+-.*\+-")
+        )
+        (ours, high), (low, theirs) = (
+            [float(b) for b in re.search(rf"{p} .*\d   (\S+) to (\S+)", said).groups()] for p in ("label", "Gaussian")
+        )
+        assert abs(mass - 1) < 0.02
+        assert ours < high < low < theirs
+        assert of_noise > 0.95
 
 
 def test_every_example_is_run():

@@ -175,6 +175,13 @@ def network_arguments(
     return received
 
 
+def conditions_of_rows(cond: Mapping[str, object], rows: slice | Tensor, size: int) -> dict[str, object]:
+    """The conditions of some rows of a batch, to be handed on: what has no row per sample is `Shared` there too."""
+    received = network_arguments(cond, rows, size)
+    cut = {name for name, value in cond.items() if isinstance(value, Tensor) and value.shape[:1] == (size,)}
+    return {name: value if name in cut else Shared(value) for name, value in received.items()}
+
+
 def noise_like(noise: object, x: Tensor, name: str = "noise") -> Tensor:
     """The user's noise, finite (looked at on the CPU alone) and of the shape of `x`, in its dtype, on its device."""
     noise = batch(name, noise, finite=isinstance(noise, Tensor) and noise.device.type == "cpu")

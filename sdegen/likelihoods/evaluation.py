@@ -24,7 +24,7 @@ from torch import Tensor
 
 from sdegen import _checks
 from sdegen._arguments import check_model
-from sdegen._checks import NonFiniteError, Shared
+from sdegen._checks import NonFiniteError
 from sdegen._shapes import event_size
 from sdegen._version import __version__
 from sdegen.journal import Chunks, Journal, Unsaved, checked_shard, sample_generators
@@ -35,8 +35,10 @@ from sdegen.sampling import ode_solver
 from sdegen.solvers.base import Solver, bar
 from sdegen.solvers.divergence import Exact, Hutchinson
 
-ERRORS = ("solver_error", "probe_error", "prior_gap", "standard_error")
-"""The error estimates of a sample, as far as its result knows them."""
+ERRORS = {"density": ("solver_error", "probe_error", "prior_gap"), "bound": ("solver_error", "standard_error")}
+"""The error estimates of a sample, as far as its result knows them, by the kind of its number."""
+DRAWS_FOR_GAP = 4096
+"""The samples of the data set against which the prior is held."""
 COLLECTIVE = ("DistributedDataParallel", "FullyShardedDataParallel")
 
 
@@ -50,7 +52,8 @@ class Evaluation:
         kind: "density", or "bound" for quantised data.
         complete: whether every sample is scored. All else is about those that are.
         errors: the numerical errors of `per_sample` by name, as far as they were estimated, each (n,) in nats:
-            "solver_error", "probe_error" and "prior_gap" of `log_likelihood`, "standard_error" of `discrete_log_prob`.
+            "solver_error", "probe_error" and "prior_gap" of `log_likelihood`, the latter against the data set itself;
+            "solver_error" and "standard_error" of `discrete_log_prob`.
     """
 
     per_sample: Tensor
@@ -104,12 +107,18 @@ class Evaluation:
         together = torch.stack([error.cpu().double() for error in self.errors.values()]).nansum(0)
         return float(together[self.scored.cpu()].mean())
 
+    @property
+    def unknown(self) -> tuple[str, ...]:
+        """The names of the numerical errors that were not estimated."""
+        return tuple(name for name in ERRORS[self.kind] if name not in self.errors)
+
     def _bits(self, nats: float) -> float:
         return -nats / (self.size * math.log(2))
 
     def __repr__(self) -> str:
         (low, high), (least, most) = self.interval, self.bits_interval
         error = "unknown" if self.error is None else f"{self.error:.2g} nats a sample"
+        error += f" without {', '.join(self.unknown)}" if self.errors and self.unknown else ""
         return (
             f"Evaluation({self.kind}, {len(self.scored)} of {len(self.per_sample)} samples: "
             f"{self.mean:.6g} nats in [{low:.6g}, {high:.6g}], "
@@ -254,11 +263,14 @@ class _Work:
     def scores(self, rows: range) -> dict[str, Tensor]:
         """The log-likelihoods of some samples, and what is known of their errors, by name, each (B,)."""
         part, N = slice(rows.start, rows.stop), len(self.data)
-        n, cond = self.data[part], _conditions_of(self.cond, part, N)
+        n, cond = self.data[part], _checks.conditions_of_rows(self.cond, part, N)
         generator = sample_generators(self.seed, rows, n.device)
         scored: LogLikelihood | DiscreteLogProb
         if self.quantized is None:
-            scored = log_likelihood(self.model, n, self.solver, trace=self.trace, generator=generator, cond=cond)
+            data = self.data[:DRAWS_FOR_GAP] if N > 1 else None
+            scored = log_likelihood(
+                self.model, n, self.solver, trace=self.trace, data=data, generator=generator, cond=cond
+            )
         else:
             scored = discrete_log_prob(
                 self.model, n, self.quantized, draws=self.draws, solver=self.solver, generator=generator, cond=cond
@@ -268,15 +280,9 @@ class _Work:
             raise NonFiniteError(
                 f"The log-likelihood of {len(bad)} samples is NaN, the first of them sample {rows[bad[0]]}."
             )
-        errors = {name: getattr(scored, name, None) for name in ERRORS}
+        kind = "density" if self.quantized is None else "bound"
+        errors = {name: getattr(scored, name, None) for name in ERRORS[kind]}
         return {"log_prob": scored.log_prob, **{name: e for name, e in errors.items() if e is not None}}
-
-
-def _conditions_of(cond: Mapping[str, object], rows: slice, size: int) -> dict[str, object]:
-    """The conditions of some rows; what has no row per sample is `Shared`, however many rows there are."""
-    received = _checks.network_arguments(cond, rows, size)
-    cut = {name for name, value in cond.items() if isinstance(value, Tensor) and value.shape[:1] == (size,)}
-    return {name: value if name in cut else Shared(value) for name, value in received.items()}
 
 
 def _joined(found: Sequence[Mapping[str, Tensor] | None], chunks: Chunks, device: torch.device) -> dict[str, Tensor]:

@@ -22,7 +22,7 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -31,10 +31,9 @@ from torch import Tensor
 
 from sdegen import _checks
 from sdegen._arguments import check_model
-from sdegen._checks import Shared
 from sdegen._shapes import Generators, event_size
 from sdegen.likelihoods.decoders import Discretized
-from sdegen.likelihoods.density import log_prob
+from sdegen.likelihoods.density import log_likelihood
 from sdegen.likelihoods.variational import IWAE
 from sdegen.models.base import Cond, Model
 from sdegen.solvers.base import Solver, bar
@@ -260,10 +259,12 @@ class DiscreteLogProb:
     Attributes:
         log_weights: log w_k of every draw, (B, draws).
         size: d, the number of values in one sample.
+        errors: the solver's estimate for each of them, (B, draws), in nats; None where it has none.
     """
 
     log_weights: Tensor
     size: int
+    errors: Tensor | None = None
 
     @property
     def log_prob(self) -> Tensor:
@@ -277,6 +278,11 @@ class DiscreteLogProb:
         The gap of the bound comes on top: about half the square of this number.
         """
         return self._over_draws.standard_error if self.draws > 1 else None
+
+    @property
+    def solver_error(self) -> Tensor | None:
+        """An estimate of how far the solver leaves `log_prob` off, (B,), in nats; None where it has none."""
+        return None if self.errors is None else (torch.softmax(self.log_weights, 1) * self.errors).sum(1)
 
     @property
     def bits_per_dim(self) -> Tensor:
@@ -357,14 +363,18 @@ def discrete_log_prob(
     u, log_r = _drawn(dequantiser, n, generator, draws)
     parts = quantized.spread(n.repeat(draws, *[1] * (n.ndim - 1)), u).split(size)
     rows = (torch.arange(len(u)) % max(B, 1)).split(size)
-    densities = []
+    densities, errors = [], []
     with bar(len(parts), progress) as solved:
         for y, of_part in zip(parts, rows, strict=True):
-            received = _conditions(cond, slice(0, B) if size == B else of_part.to(n.device), B)
-            densities.append(log_prob(model, y, solver, trace="exact", cond=received))
+            received = _checks.conditions_of_rows(cond, slice(0, B) if size == B else of_part.to(n.device), B)
+            scored = log_likelihood(model, y, solver, trace="exact", cond=received)
+            densities.append(scored.log_prob)
+            errors.append(scored.solver_error)
             solved()
     log_weights = torch.cat(densities) - log_r + d * math.log(quantized.cell)
-    return DiscreteLogProb(log_weights.reshape(draws, B).T, d)
+    known = [error for error in errors if error is not None]
+    error = torch.cat(known).reshape(draws, B).T if len(known) == len(errors) else None
+    return DiscreteLogProb(log_weights.reshape(draws, B).T, d, error)
 
 
 def _whole_numbers(n: object, quantized: object) -> Tensor:
@@ -417,13 +427,6 @@ def _checked_draw(drawn: object, n: Tensor) -> tuple[Tensor, Tensor]:
         if not bool(torch.isfinite(log_r).all()):
             raise ValueError("dequantiser.sample must return a finite log r(u | n), and some of it is NaN or infinite.")
     return torch.where(inside, u, torch.nan).to(n).detach(), log_r.to(n).detach()
-
-
-def _conditions(cond: Mapping[str, object], rows: slice | Tensor, size: int) -> dict[str, object]:
-    """The conditions of some rows; what has no row per sample is `Shared`, however many rows there are."""
-    cut = _checks.network_arguments(cond, rows, size)
-    per_sample = {name for name, value in cond.items() if isinstance(value, Tensor) and value.shape[:1] == (size,)}
-    return {name: value if name in per_sample else Shared(value) for name, value in cut.items()}
 
 
 def _uniform(n: Tensor, generator: Generators) -> Tensor:

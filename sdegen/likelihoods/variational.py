@@ -76,6 +76,11 @@ class VLB:
         return self.prior + self.transitions.sum(1) + self.decoder
 
     @property
+    def log_prob(self) -> Tensor:
+        """-`total`, (B,): the lower bound on log p(x) that it is, in nats."""
+        return -self.total
+
+    @property
     def cross_entropy(self) -> Tensor:
         """The bound on E[ -log p(x_1) | x ] of data noised to the first latent x_1, (B,), in nats, without a decoder.
 

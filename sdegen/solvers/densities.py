@@ -120,4 +120,5 @@ def _jumps(nodes: Layout, values: Tensor, order: int) -> Tensor:
     differences = torch.diff(values, order, 0).abs()
     middle = torch.arange(len(values) - 1).sub(order // 2).clamp(0, len(differences) - 1)
     lengths = torch.zeros(len(differences), dtype=torch.float64).index_add_(0, middle, torch.diff(nodes.u))
-    return 0.5 ** (order - 1) * torch.tensordot(lengths.to(values), differences, 1)
+    total: Tensor = torch.tensordot(lengths.to(values), differences, 1)
+    return 0.5 ** (order - 1) * total

@@ -225,7 +225,8 @@ def products(value: Tensor, y: Tensor, z: Tensor, chunk: int, differentiable: bo
 def in_nats(dy: Tensor, y: Tensor, D: Tensor, u: float | Tensor) -> Tensor:
     """score . dy, (B,), at states y with slopes D, all (B, d), and the clock u, a number or (B,), which is not 0."""
     at = y + (1 - u[:, None]) * D if isinstance(u, Tensor) else torch.add(y, D, alpha=1 - u)
-    return torch.linalg.vecdot(dy, at) / -u
+    product: Tensor = torch.linalg.vecdot(dy, at)
+    return product / -u
 
 
 def step_in_nats(error: Tensor, state: Tensor, slope: Tensor, u: float | Tensor, d: int) -> Tensor:

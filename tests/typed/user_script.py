@@ -235,6 +235,10 @@ def read(model: sdegen.ScoreModel, x: Tensor) -> None:
     ode = sdegen.ODESolver("rk4", steps=2)
     logp: Tensor = sdegen.log_prob(model, x, ode)
     logp = sdegen.log_prob(model, x, ode, trace=sdegen.Hutchinson(probes=2))
+    scored: sdegen.LogLikelihood = sdegen.log_likelihood(
+        model, x, sdegen.AdamsUntil(0.5, first=8, max_steps=16), trace=sdegen.Exact(chunk=1), data=x
+    )
+    print(scored.log_prob, scored.latent, scored.error, scored.unknown, scored.calls, scored.kind)
     variance: Tensor = sdegen.optimal_variance(model, x, 8)
     bound: sdegen.VLB = sdegen.vlb(model, x, steps=8, variance=variance)
     limit: sdegen.VLB = sdegen.continuous_vlb(model, x.round(), decoder=sdegen.Discretized(9, -4.0, 4.0), draws=4)

@@ -236,7 +236,7 @@ def read(model: sdegen.ScoreModel, x: Tensor) -> None:
     logp: Tensor = sdegen.log_prob(model, x, ode)
     logp = sdegen.log_prob(model, x, ode, trace=sdegen.Hutchinson(probes=2))
     scored: sdegen.LogLikelihood = sdegen.log_likelihood(
-        model, x, sdegen.AdamsUntil(0.5, first=8, max_steps=16), trace=sdegen.Exact(chunk=1), data=x
+        model, x, sdegen.AdamsUntil(50.0, first=8, max_steps=16), trace=sdegen.Exact(chunk=1), data=x
     )
     print(scored.log_prob, scored.latent, scored.error, scored.unknown, scored.calls, scored.kind)
     variance: Tensor = sdegen.optimal_variance(model, x, 8)

@@ -62,7 +62,7 @@ class ODEMethod:
 
 ODE_METHODS = {
     "dopri5": ODEMethod(5, calls=6, when="the default for samples: adaptive, tolerance 1e-3 to 1e-6"),
-    "dopri8": ODEMethod(8, calls=13, when="the default for log_prob: adaptive, tolerance 1e-6 and below"),
+    "dopri8": ODEMethod(8, calls=13, when="the default of encode and decode: adaptive, tolerance 1e-6 and below"),
     "bosh3": ODEMethod(3, calls=3, when="adaptive at loose tolerance"),
     "fehlberg2": ODEMethod(2, calls=2, when="adaptive, for comparison"),
     "adaptive_heun": ODEMethod(2, calls=1, when="adaptive, for comparison"),

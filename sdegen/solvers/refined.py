@@ -23,9 +23,10 @@ class AdamsUntil(Solver):
     """Log-densities by `Adams` in `first` steps, then twice as many, until each is as accurate as wanted.
 
     A sample leaves when its error estimate is at most `atol`, or the standard error of a trace that is itself
-    estimated, or for an outlier `rtol` of the nats that its latent costs beyond those of noise: so its number does not depend on its batch-mates. What is still worse after the last round keeps
-    its number and its error, with one `AccuracyWarning`. A network with kinks costs accuracy here, not calls: those are
-    less than 2 max_steps and one for every round.
+    estimated, or for an outlier `rtol` of the nats that its latent costs beyond those of noise: so its number does not
+    depend on its batch-mates. What is still worse after the last round keeps its number and its error, with one
+    `AccuracyWarning`. A network with kinks costs accuracy here, not calls: those are less than 2 max_steps and one for
+    every round.
 
     Args:
         atol: the error wanted, in nats.

@@ -164,7 +164,7 @@ def log_likelihood(
     cond, shared = _checks.conditions(cond), _checks.shared_names(cond)
     _checks.generators(generator, len(x), x.device)
     trace, data = _checked_trace(trace, event_size(x.shape)), _checked_data(data, x)
-    coarser = _coarser(solver)
+    coarser, fixed = _coarser(solver), solver.differentiable or isinstance(solver, AdamsUntil)
     ends = interval(model, "noise", u, solver.span)
     end = _End(_checked_prior(prior, model, ends[1]), prior is not None, data)
     parts = []
@@ -172,7 +172,7 @@ def log_likelihood(
         for rows in batch_parts(x, batch_size) if len(x) else ():
             y = straight(model, x[rows], ends[0], differentiable)
             received = _checks.network_arguments(cond, rows, len(x))
-            probes = trace.draw(y, generator_of_rows(generator, rows), solver.differentiable and not second_solve)
+            probes = trace.draw(y, generator_of_rows(generator, rows), fixed and not second_solve)
             at_once = products_at_once(model, y, ends, cond, probes.count, check)
             problem = Problem(
                 model,

@@ -173,7 +173,9 @@ def log_likelihood(
             y = straight(model, x[rows], ends[0], differentiable)
             received = _checks.network_arguments(cond, rows, len(x))
             probes = trace.draw(y, generator_of_rows(generator, rows), fixed and not second_solve)
-            at_once = products_at_once(model, y, ends, cond, probes.count, check)
+            own = {name: _checks.Shared(value) if name in shared else value for name, value in received.items()}
+            with torch.no_grad():
+                at_once = products_at_once(model, y.detach(), ends, own, probes.count, check)
             problem = Problem(
                 model,
                 y,

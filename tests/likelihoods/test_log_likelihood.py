@@ -162,7 +162,7 @@ def test_batch_size_changes_nothing():
             **options,
         )
 
-    whole, parts = ours(), ours(batch_size=3)
+    parts, whole = ours(batch_size=3), ours()  # the parts first: the network is looked at there
     for field in ("log_prob", "latent", "solver_error", "probe_error", "prior_gap", "error"):
         torch.testing.assert_close(getattr(parts, field), getattr(whole, field), rtol=0, atol=1e-12)
     assert (whole.calls, parts.calls, parts.accepted) == (21, 63, 60)

@@ -58,7 +58,7 @@ def test_it_is_a_mean_over_the_data():
 def test_a_prior_with_the_datas_moments_closes_it():
     """The marginal of a Gaussian fitted to the data: a tenth of the gap and less, by the estimate and in truth."""
     target, path = TARGETS["mix64"](), PATHS["vp"]
-    fitted = target.sample(20000, generator=torch.Generator().manual_seed(9))
+    fitted = target.sample(8000, generator=torch.Generator().manual_seed(9))
     covariance = torch.cov(fitted.T)
     prior = sdegen.Gaussian(fitted.mean(0), covariance=covariance).marginal(path, path.t_noise)
     reported, true = gaps("mix64", "vp")

@@ -76,9 +76,9 @@ def test_more_probes_narrow_it():
     """16 have a quarter of one's deviation: replicates are independent."""
     target = TARGETS["gmm16"]()
     x = target.sample(2, generator=torch.Generator().manual_seed(0))
-    one, _ = spread(target.model(VP), x, sdegen.Adams(60), 300, 1)
-    many, _ = spread(target.model(VP), x, sdegen.Adams(60), 300, 16)
-    assert abs(one / many / 4 - 1) < 0.15
+    one, _ = spread(target.model(VP), x, sdegen.Adams(30), 200, 1)
+    many, _ = spread(target.model(VP), x, sdegen.Adams(30), 200, 16)
+    assert abs(one / many / 4 - 1) < 0.2
 
 
 class Wide(torch.nn.Module):

@@ -52,6 +52,16 @@ def test_quadrature_is_exact_on_polynomials(steps, grid, path):
             assert abs(float((weights * s**power).sum()) - expected) < allowed * max(1, abs(expected))
 
 
+@pytest.mark.parametrize("points", [4, 6])
+@pytest.mark.parametrize("steps", [12, 13])
+def test_quadrature_is_centred(steps, points):
+    """On uniform knots the weights are those of the mirror image, and h away from the ends."""
+    weights = integral_weights(laid(GRIDS["u"], steps, "condot"), points)
+    torch.testing.assert_close(weights, weights.flip(0), rtol=0, atol=1e-12)
+    inside = weights[points - 1 : steps + 2 - points]
+    torch.testing.assert_close(inside, torch.full_like(inside, 1 / steps), rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("grid", GRIDS)
 @pytest.mark.parametrize("ahead", [0, 1])
 @pytest.mark.parametrize("most", [1, 2, 4, 5])

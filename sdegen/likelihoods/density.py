@@ -175,7 +175,7 @@ def log_likelihood(
             probes = trace.draw(y, generator_of_rows(generator, rows), fixed and not second_solve)
             own = {name: _checks.Shared(value) if name in shared else value for name, value in received.items()}
             with torch.no_grad():
-                at_once = products_at_once(model, y.detach(), ends, own, probes.count, check)
+                at_once = products_at_once(model, y, ends, own, probes.count, check)
             problem = Problem(
                 model,
                 y,

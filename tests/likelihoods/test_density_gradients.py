@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from mixtures import counting
 from torch import nn
 
 import sdegen
@@ -123,6 +124,18 @@ def test_checkpoints_give_the_same_gradients(trace, every):
         found.append([ours.log_prob.detach(), *torch.autograd.grad(ours.log_prob.sum(), leaves)])
     for plain, again in zip(*found, strict=True):
         torch.testing.assert_close(again, plain, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(("every", "again"), [(None, 0), (1, 15), (4, 15)])
+def test_checkpoints_call_the_network_again(every, again):
+    """Every call once more in the backward pass: of 15 for 14 steps, or none where all activations are kept."""
+    model, net = counting()
+    ours = sdegen.log_likelihood(
+        model, torch.randn(3, 2), sdegen.Adams(14), differentiable=True, checkpoint_every=every
+    )
+    net.rows.clear()
+    ours.log_prob.sum().backward()
+    assert len(net.rows) == again
 
 
 def test_checkpoints_without_a_generator():

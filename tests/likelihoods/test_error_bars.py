@@ -127,6 +127,16 @@ def test_a_second_solve_of_a_users_scheme():
     assert sdegen.log_likelihood(model, x, Bashforth(1), prior=prior, second_solve=True).solver_error is None
 
 
+def test_a_second_solve_has_the_probes_of_the_first():
+    """Kept ones, so that the difference is that of the steps: fresh ones would differ by their own noise."""
+    x, _, model, prior = known("gmm16", PATHS["condot"], 8)
+    ours = sdegen.log_likelihood(
+        model, x, sdegen.ODESolver("rk4", steps=80), prior=prior, trace=sdegen.Hutchinson(2), second_solve=True
+    )
+    assert float(ours.probe_error.square().mean().sqrt()) > 0.3
+    assert float(ours.solver_error.max()) < 0.05
+
+
 @pytest.mark.parametrize("steps", [None, 8])
 def test_a_tensor_of_knots_has_a_density_and_a_second_solve(steps):
     """On every second of its knots."""

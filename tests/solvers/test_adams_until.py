@@ -131,6 +131,21 @@ def test_it_leaves_sooner_where_the_trace_is_noisier_than_the_solver():
     assert float(one.solver_error.max()) <= 1.01e-4
 
 
+@pytest.mark.parametrize("solver", [sdegen.AdamsUntil(), sdegen.ODESolver("dopri5", rtol=1e-2, steps_for="sample")])
+def test_who_stays_keeps_probes_of_their_own(solver):
+    """One probe per sample, whose batch-mates leave: the number of the sample alone."""
+    x, _, model, prior = known("gmm16", PATHS["vp"], 12, seed=2)
+
+    def ours(rows):
+        seeded = [torch.Generator().manual_seed(i) for i in rows]
+        return sdegen.log_likelihood(model, x[rows], solver, prior=prior, trace=sdegen.Hutchinson(1), generator=seeded)
+
+    every = ours([*range(12)])
+    alone = [ours([i]) for i in range(12)]
+    assert len({one.calls for one in alone}) > 1
+    torch.testing.assert_close(every.log_prob, torch.cat([one.log_prob for one in alone]), rtol=0, atol=1e-11)
+
+
 def test_it_is_for_log_densities_alone():
     model, x = ring().model(PATHS["vp"]), ring().sample(2)
     words = r"AdamsUntil\(.*\) measures the error of a log-density; to move samples take Adams or ODESolver\."

@@ -79,7 +79,20 @@ def test_adams_converges_with_order_four_and_more():
     assert slope(4) > 4.5
     assert slope(3) > 3
     assert slope(2) > 2.5
-    assert slope(1) > 1.7
+    assert 1.7 < slope(1) < 3
+    ends = {  # its own order and grid, where it is given them
+        repr(solver): sdegen.log_prob(model, x[:1], solver, prior=prior).item()
+        for solver in (
+            sdegen.Adams(20),
+            sdegen.Adams(20, 4),
+            sdegen.Adams(20, 4, grid=sdegen.PowerGrid(2, "t")),
+            sdegen.Adams(20, 2),
+            sdegen.Adams(20, grid=sdegen.PowerGrid(3)),
+        )
+    }
+    default, *same, other, grid = ends.values()
+    assert same == [default, default]
+    assert len({default, other, grid}) == 3
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 5, 11, 12, 13, 100])

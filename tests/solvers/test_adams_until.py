@@ -146,6 +146,17 @@ def test_who_stays_keeps_probes_of_their_own(solver):
     torch.testing.assert_close(every.log_prob, torch.cat([one.log_prob for one in alone]), rtol=0, atol=1e-11)
 
 
+def test_who_stays_keeps_conditions_of_their_own():
+    """One row per sample, cut with the batch: the number of the sample alone."""
+    model = sdegen.vector_field(lambda x, t, pace: torch.sin(pace[:, None] * x) * (1 + t[:, None]))
+    x, pace = torch.randn(6, 2), torch.tensor([6.0, 0.1, 5.0, 0.2, 0.1, 4.0])
+    solver = sdegen.AdamsUntil(1e-5, first=20)
+    every = sdegen.log_likelihood(model, x, solver, cond={"pace": pace})
+    alone = [sdegen.log_likelihood(model, x[i : i + 1], solver, cond={"pace": pace[i : i + 1]}) for i in range(6)]
+    assert len({one.calls for one in alone}) > 1
+    torch.testing.assert_close(every.log_prob, torch.cat([one.log_prob for one in alone]), rtol=0, atol=1e-11)
+
+
 def test_it_is_for_log_densities_alone():
     model, x = ring().model(PATHS["vp"]), ring().sample(2)
     words = r"AdamsUntil\(.*\) measures the error of a log-density; to move samples take Adams or ODESolver\."

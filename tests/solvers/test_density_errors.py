@@ -46,7 +46,7 @@ def test_an_error_of_state_and_integral_together(columns):
     torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-10)
 
 
-@pytest.mark.parametrize("rtol", [1e-2, 1e-4, 1e-6])
+@pytest.mark.parametrize("rtol", [1e-2, 1e-4])
 @pytest.mark.parametrize("trace", ["exact", sdegen.Hutchinson(2)], ids=str)
 def test_dopri8_reports_the_same_whoever_walks(rtol, trace):
     """torchdiffeq's steps of one sample are its own steps: the same error from either loop."""

@@ -54,7 +54,7 @@ def test_quadrature_is_exact_on_polynomials(steps, grid, path):
 
 @pytest.mark.parametrize("points", [4, 6])
 @pytest.mark.parametrize("steps", [12, 13])
-def test_quadrature_is_centred(steps, points):
+def test_quadrature_on_uniform_knots(steps, points):
     """On uniform knots the weights are those of the mirror image, and h away from the ends."""
     weights = integral_weights(laid(GRIDS["u"], steps, "condot"), points)
     torch.testing.assert_close(weights, weights.flip(0), rtol=0, atol=1e-12)

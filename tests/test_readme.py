@@ -49,6 +49,15 @@ def test_the_chapters_run():
     assert all(parameter.grad is not None for parameter in tuned["net"].parameters())
 
 
+def test_likelihoods_have_errors(tmp_path, capsys):
+    model, x = sdegen.ScoreModel(MLP(2, 16), sdegen.VPSDE(), "v"), two_moons(20)
+    names = {"sdegen": sdegen, "model": model, "x": x, "data": two_moons(100)}
+    exec(program("log_likelihood(").replace('"scores"', repr(str(tmp_path))), names)
+    assert capsys.readouterr().out.count("tensor(") == 3
+    assert names["scored"].calls == 161
+    assert names["held_out"].complete
+
+
 def test_solvers_are_compared_and_tuned(capsys):
     names = {"sdegen": sdegen, "data": two_moons(100), "model": sdegen.ScoreModel(MLP(2, 16), sdegen.VPSDE(), "v")}
     exec(program("sdegen.compare(").replace("512", "64"), names)
@@ -64,6 +73,7 @@ def test_every_program_is_run_here_or_for_its_law():
         "sdegen.compare(",
         "sdegen.DDPM(betas)",
         "= sdegen.CondOT()",
+        "log_likelihood(",
         "differentiable=True",
         "class Ralston",
         "class AdamsBashforth2",

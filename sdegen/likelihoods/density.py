@@ -35,6 +35,7 @@ from sdegen.sampling import check_gradients, checked_result, ode_solver
 from sdegen.solvers import AdamsUntil, Exact, Hutchinson, ODESolver
 from sdegen.solvers.base import Problem, Result, Solver
 from sdegen.solvers.divergence import Probes, Trace, standard_error, uncompiled
+from sdegen.solvers.grids import steps_on
 from sdegen.solvers.scheme import Scheme
 
 DENSITY_SOLVER = AdamsUntil(1e-3, first=120)
@@ -163,7 +164,7 @@ def log_likelihood(
     cond, shared = _checks.conditions(cond), _checks.shared_names(cond)
     _checks.generators(generator, len(x), x.device)
     trace, data = _checked_trace(trace, event_size(x.shape)), _checked_data(data, x)
-    coarser = _coarser(solver)
+    coarser, fresh = _coarser(solver), solver.takes_fresh_probes and not second_solve
     ends = interval(model, "noise", u, solver.span)
     end = _End(_checked_prior(prior, model, ends[1]), prior is not None, data)
     parts = []
@@ -171,8 +172,10 @@ def log_likelihood(
         for rows in batch_parts(x, batch_size) if len(x) else ():
             y = straight(model, x[rows], ends[0], differentiable)
             received = _checks.network_arguments(cond, rows, len(x))
-            probes = trace.draw(y, generator_of_rows(generator, rows), solver.takes_fresh_probes and not second_solve)
-            at_once = products_at_once(model, y, ends, cond, probes.count, check)
+            probes = trace.draw(y, generator_of_rows(generator, rows), fresh)
+            own = {name: _checks.Shared(value) if name in shared else value for name, value in received.items()}
+            with torch.no_grad():
+                at_once = products_at_once(model, y, ends, own, probes.count, check)
             problem = Problem(
                 model,
                 y,
@@ -301,7 +304,7 @@ def _probe_error(divergence: Tensor, exact: bool) -> Tensor | None:
 def _with_second(first: LogLikelihood, second: LogLikelihood) -> LogLikelihood:
     """The first, with the difference of the second as its solver's error, and the cost of both."""
     cost = {name: getattr(first, name) + getattr(second, name) for name in ("calls", "accepted", "rejected")}
-    return replace(first, solver_error=(first.log_prob - second.log_prob).abs(), **cost)
+    return replace(first, solver_error=(first.log_prob - second.log_prob).detach().abs(), **cost)
 
 
 def _of_none(y: Tensor) -> LogLikelihood:
@@ -331,12 +334,16 @@ def _joined(parts: Sequence[LogLikelihood]) -> LogLikelihood:
 
 def _coarser(solver: Solver) -> Solver | None:
     """The same solver at ten times the tolerance or with half the steps; None for one that has neither."""
-    steps = getattr(solver, "steps", None)
-    if isinstance(solver, ODESolver) and steps is None:
+    if isinstance(solver, ODESolver) and not solver.differentiable:
         return replace(solver, rtol=10 * solver.rtol, atol=10 * (solver.rtol if solver.atol is None else solver.atol))
-    if isinstance(solver, (ODESolver, Scheme)) and isinstance(steps, int) and steps > 1:
-        return replace(solver, steps=steps // 2)
-    return None
+    if not isinstance(solver, (ODESolver, Scheme)):
+        return None
+    grid, steps = solver.grid, steps_on(solver.grid, solver.steps) or 0
+    if steps < 2:
+        return None
+    if isinstance(grid, Tensor):  # every second knot, and both ends
+        return replace(solver, grid=torch.cat([grid[:-1:2], grid[-1:]]), steps=None)
+    return replace(solver, steps=steps // 2)
 
 
 def _checked_trace(trace: str | Trace, d: int) -> Trace:

@@ -20,7 +20,8 @@ What a corrector moves is the predictor's error, of order h^(p+1) in a step; wei
 (divergence.py), or for an outlier in units of what that has too many, and its power falls as the corrector's own error
 does on mixtures and trained networks. Where a network has kinks its divergence jumps, which the quadrature misses by
 up to half an interval: a jump has K_m its size times the interval for every m, and a smooth function K_13 far below
-K_5. An estimated trace has differences of its own, and is spared the third line.
+K_5. An estimated trace has differences of its own, and is spared the third line, and where every query has another
+probe the second one too: those would tell of the probes.
 
 References:
     Solving Ordinary Differential Equations I, Hairer, Norsett and Wanner, 1993, section III.1.
@@ -64,7 +65,9 @@ def solve_density(problem: Problem, knots: Layout, order: int) -> Result:
     laid = Layout(knots.u[nodes], knots.t[nodes], knots.clock)
     integral = torch.tensordot(integral_weights(laid, POINTS).to(values), values, 1)
     jumps = jumps * outlying(result.y, problem.u_to) ** -(2 / (order + 1))
-    error = SHARE * jumps + _roughness(laid, values.detach(), cast(Probes, problem.probes).exact)
+    error, probes = SHARE * jumps, cast(Probes, problem.probes)
+    if not probes.fresh:
+        error = error + _roughness(laid, values.detach(), probes.exact)
     return replace(result, calls=steps + 1, divergence=integral, divergence_error=error, memory=())
 
 

@@ -5,13 +5,13 @@
 div b = trace of the Jacobian J = sum over i of e_i . J e_i, exactly, or the mean over random vectors z of z . J z.
 
 On steps that are known beforehand z is another one at every query. Of P estimates each walks through the rows of a
-Hadamard matrix of n >= d columns, in a random order, under one vector of random signs, and again from the first,
+Hadamard matrix of n >= d columns, again and again, in a random order and under a vector of random signs of its own,
 
-    z_j = signs * H[order_j],    H[i, l] = (-1)^(number of bits that i and l have in common),
+    z_j = signs * H[order_(j mod n)],    H[i, l] = (-1)^(number of bits that i and l have in common),
 
 so that the z z' of any n successive queries add up to n times the identity: what one query misses of the trace the next
-ones have, and along a smooth solution nothing adds up. The P estimates are independent: their spread is the error of
-their mean.
+ones have. (Signs drawn anew for every n queries would lose that at each seam: twice the spread in 16 dimensions.) The P
+estimates are independent: their spread is the error of their mean.
 
 What an error dy of the state does to the log-density is told by the score in y, d log p / dy = -(y + (1-u) D) / u with
 D = eps_hat - x_hat: exactly for a model whose score is its own, and as a good guess for any other.
@@ -35,7 +35,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sdegen import _checks
-from sdegen._shapes import Generators, event_size, generator_of_rows, rand, signs
+from sdegen._shapes import Generators, event_size, rand, signs
 
 PROBES_AT_ONCE = 16
 """Products with the Jacobian in one backward pass: more take more memory and are not faster."""
@@ -48,11 +48,13 @@ class Probes(ABC):
         columns: R, independent estimates of the divergence.
         count: P, vectors per query and sample, R times as many as an estimate takes.
         exact: whether there is nothing random about them.
+        fresh: whether they are others at every query.
     """
 
     columns: int
     count: int
     exact = False
+    fresh = False
 
     @abstractmethod
     def at(self, j: int) -> Tensor:
@@ -94,30 +96,41 @@ class _Kept(Probes):
 
 
 class _Fresh(Probes):
-    """Others at every query, orthogonal along n = 2^m >= d of them, which come again and again in the same order."""
+    """Rows of a Hadamard matrix, under signs (P, B, d), in an order that two odd numbers (2, P, B, 1) shuffle."""
 
-    def __init__(self, y: Tensor, probes: int, generator: Generators):
-        self._like, self._generator = y, generator
-        self.columns = self.count = probes
-        self._bits = max(event_size(y.shape) - 1, 1).bit_length()
-        shape, half = (len(y), probes), 1 << (self._bits - 1)
+    fresh = True
+
+    def __init__(self, flips: Tensor, odd: Tensor):
+        self._flips, self._odd = flips, odd
+        self.columns = self.count = len(flips)
+        self._bits = _bits(flips.shape[-1])
+
+    @classmethod
+    def draw(cls, y: Tensor, probes: int, generator: Generators) -> _Fresh:
+        """Random signs and orders for states like `y`."""
+        shape, half = (len(y), probes), 1 << (_bits(event_size(y.shape)) - 1)
         odd = 2 * (rand((*shape, 2), generator, y.device) * half).long() + 1
-        self._odd = odd.permute(2, 1, 0)[..., None]
-        self._signs = signs((*shape, event_size(y.shape)), generator, y.dtype, y.device).transpose(0, 1)
+        flips = signs((*shape, event_size(y.shape)), generator, y.dtype, y.device)
+        return cls(flips.transpose(0, 1), odd.permute(2, 1, 0)[..., None])
 
     def at(self, j: int) -> Tensor:
-        last = (1 << self._bits) - 1
-        row, half = j & last, (self._bits + 1) // 2
-        for odd in self._odd:  # two rounds that each permute 0 ... n-1
-            row = odd * (row ^ (row >> half)) & last
-        common = row & torch.arange(self._signs.shape[-1], device=self._signs.device)
+        last, half = (1 << self._bits) - 1, (self._bits + 1) // 2
+        first = j & last
+        row = self._odd[0] * (first ^ (first >> half)) & last  # two rounds that each permute 0 ... n-1
+        row = self._odd[1] * (row ^ (row >> half)) & last
+        common = row & torch.arange(self._flips.shape[-1], device=row.device)
         for shift in (32, 16, 8, 4, 2, 1):
             if shift < self._bits:
                 common = common ^ (common >> shift)
-        return torch.where((common & 1).bool(), -self._signs, self._signs)
+        return torch.where((common & 1).bool(), -self._flips, self._flips)
 
     def cut(self, rows: Tensor) -> Probes:
-        return _Fresh(self._like[rows], self.count, generator_of_rows(self._generator, rows))
+        return _Fresh(self._flips[:, rows], self._odd[:, :, rows])
+
+
+def _bits(d: int) -> int:
+    """m of the least n = 2^m >= d, and at least 1."""
+    return max(d - 1, 1).bit_length()
 
 
 @dataclass(frozen=True)
@@ -172,7 +185,7 @@ class Hutchinson:
     def draw(self, y: Tensor, generator: Generators, fresh: bool) -> Probes:
         """Signs for states like `y` (B, *event), others at every query where `fresh`."""
         if fresh:
-            return _Fresh(y, self.probes, generator)
+            return _Fresh.draw(y, self.probes, generator)
         return _Kept(signs((len(y), self.probes, event_size(y.shape)), generator, y.dtype, y.device).transpose(0, 1))
 
 

@@ -32,10 +32,7 @@ from sdegen.solvers.divergence import step_in_nats
 from sdegen.solvers.engines import estimate_of, plan_stages, raised_inside
 from sdegen.solvers.grids import Grid, PowerGrid, check_grid, span_of, steps_on
 from sdegen.solvers.loop import CHECK_EVERY
-from sdegen.solvers.persample import PAIRS, SampleSteps, check_tolerance, sample_norm
-
-KNOWS_ITS_ERROR = ("dopri8",)
-"""The methods whose embedded error tells that of a log-density: of dopri5 it tells a tenth."""
+from sdegen.solvers.persample import KNOWS_ITS_ERROR, PAIRS, SampleSteps, check_tolerance, sample_norm
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,8 @@ from sdegen.solvers.divergence import step_in_nats
 
 PAIRS = ("dopri5", "dopri8")
 """The methods whose last slope is that at the new state."""
+KNOWS_ITS_ERROR = ("dopri8",)
+"""The methods whose embedded error tells that of a log-density: of dopri5 it tells a tenth."""
 SAFETY, LONGEST, SHORTEST = 0.9, 10.0, 0.2
 """Of the factor from one step to the next."""
 
@@ -107,6 +109,7 @@ class SampleSteps:
         self._end, (self._error, self._nats) = torch.zeros_like(state), state.new_zeros(2, size)
         self._sample_calls = torch.zeros_like(which)
         self._whole, self._problem = problem, problem.cut(which)
+        self._watched = problem.probes is not None and method in KNOWS_ITS_ERROR
         self._pair, self._rtol, self._atol = Pair.of(method, state), rtol, atol
         self._max_steps, self._name, self._tried = max_steps, name, 0
         self._calls = self._accepted = self._rejected = 0
@@ -158,7 +161,7 @@ class SampleSteps:
         tolerance = self._atol + self._rtol * torch.maximum(rows.state.abs(), state.abs())
         error, d = step * torch.tensordot(pair.e, k, 1), event_size(problem.y.shape)
         nats = state.new_zeros(n)
-        if problem.probes is not None:
+        if self._watched:
             nats = step_in_nats(error, state, k[-1], u.to(state), d) ** (1 + 1 / pair.order)
         return _Trial(h, u, state, k[-1], self._norm(error / tolerance), nats)
 
@@ -186,7 +189,7 @@ class SampleSteps:
         whole, cost = self._whole, (self._calls, self._accepted, self._rejected)
         y, divergence, ends = whole.event(self._end), whole.density(self._end), [whole.u_from, whole.u_to]
         result = Result(y, ends, [], None, divergence, *cost, error=self._error, sample_calls=self._sample_calls)
-        result.divergence_error = None if divergence is None else self._nats
+        result.divergence_error = self._nats if self._watched else None
         return result
 
     def _look(self, kept: Tensor) -> None:

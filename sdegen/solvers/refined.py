@@ -95,7 +95,7 @@ class AdamsUntil(Solver):
         enough = self.atol + self.rtol * (outlying(result.y, result.u[-1]) - 1)
         if divergence.shape[1] > 1:
             enough = torch.maximum(enough, standard_error(divergence).to(enough))
-        return torch.nonzero(error > enough).flatten()
+        return torch.nonzero(~(error <= enough)).flatten()  # NaN is not small enough
 
     def _warn(self, result: Result, left: Tensor) -> None:
         error = cast(Tensor, result.divergence_error)[left]

@@ -92,7 +92,7 @@ def heads(*names: str) -> None:
 
 
 def coverage(points: int, repeats: int) -> None:
-    """How often the reported solver error covers the true one, and how much larger; a quarter of the points on mix64."""
+    """How often the reported solver error covers the true one, and how much larger; mix64 on a quarter of them."""
     heads("target", "dtype", "solver", "calls", "worst error", "median", "covered", "reported / true, median")
     ratios: dict[str, list[float]] = {}
     for name in TARGETS:

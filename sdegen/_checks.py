@@ -6,8 +6,9 @@ They raise and never assert, so they stand under `python -O` too.
 from __future__ import annotations
 
 import math
+import sys
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +22,15 @@ class NonFiniteError(ValueError):
 
 
 class AccuracyWarning(UserWarning):
-    """What was asked for runs, and is known to be far from the truth."""
+    """What was asked for runs, and is known or estimated to be less accurate than it was meant to be."""
+
+
+def stacklevel_outside() -> int:
+    """The `stacklevel`, for a warning in the calling function, of the first frame outside this package."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and str(frame.f_globals.get("__name__", "")).split(".")[0] == "sdegen":
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def warn_of_few_steps(solver: str, least: int, calls: int, stacklevel: int) -> None:
@@ -180,6 +189,11 @@ def conditions_of_rows(cond: Mapping[str, object], rows: slice | Tensor, size: i
     received = network_arguments(cond, rows, size)
     cut = {name for name, value in cond.items() if isinstance(value, Tensor) and value.shape[:1] == (size,)}
     return {name: value if name in cut else Shared(value) for name, value in received.items()}
+
+
+def shared_again(cond: Mapping[str, object], shared: Collection[str]) -> dict[str, object]:
+    """The conditions, those that belong to the whole batch marked as `Shared` once more."""
+    return {name: Shared(value) if name in shared else value for name, value in cond.items()}
 
 
 def noise_like(noise: object, x: Tensor, name: str = "noise") -> Tensor:

@@ -61,7 +61,8 @@ class LogLikelihood:
         log_prob: log-densities, (B,).
         latent: x at the noise end, (B, *event).
         solver_error: an estimate of how far the solver's steps leave each log-density off, (B,), not negative; None
-            where the solver has none.
+            where the solver has none. With probes that are fresh at every query it speaks of the states alone: what the
+            quadrature misses drowns in their spread.
         probe_error: one standard error of an estimated trace, (B,); 0 for the exact one, None for a single probe.
         prior_gap: how far the prior's log-density at the latent is from that of the data's law there, (B,), not
             negative; 0 on a path that ends in pure noise, None where no `data` were given.
@@ -124,8 +125,9 @@ def log_likelihood(
         model: a `ScoreModel`, or the `.model(path)` of an exact target.
         x: the data, (B, *event).
         solver: one that solves the ODE; by default AdamsUntil(1e-3, first=120), which doubles its steps until the error
-            it estimates is below 1e-3 nats; the true one is mostly a tenth of that. Adams(160) has a cost known
-            beforehand, ODESolver("dopri8", rtol=1e-8) is for more digits.
+            it estimates is below 1e-3 nats; the true one is mostly a tenth of that. What is worse after the last round
+            has its number and its error, with an AccuracyWarning. Adams(160) has a cost known beforehand,
+            ODESolver("dopri8", rtol=1e-8) is for more digits.
         trace: "exact" or `Exact(chunk)`, d products with the Jacobian a trace; `Hutchinson(probes)`, an unbiased
             estimate; "auto", exact up to 256 dimensions, then Hutchinson(4), beyond 1024 Hutchinson(2).
         prior: the density at the noise end, an object with `.log_prob`; by default N(0, sigma^2 I).
@@ -164,7 +166,8 @@ def log_likelihood(
     cond, shared = _checks.conditions(cond), _checks.shared_names(cond)
     _checks.generators(generator, len(x), x.device)
     trace, data = _checked_trace(trace, event_size(x.shape)), _checked_data(data, x)
-    coarser, fresh = _coarser(solver), solver.takes_fresh_probes and not second_solve
+    coarser = _coarser(solver) if second_solve and not solver.knows_its_error else None
+    fresh = solver.takes_fresh_probes and coarser is None
     ends = interval(model, "noise", u, solver.span)
     end = _End(_checked_prior(prior, model, ends[1]), prior is not None, data)
     parts = []
@@ -173,9 +176,8 @@ def log_likelihood(
             y = straight(model, x[rows], ends[0], differentiable)
             received = _checks.network_arguments(cond, rows, len(x))
             probes = trace.draw(y, generator_of_rows(generator, rows), fresh)
-            own = {name: _checks.Shared(value) if name in shared else value for name, value in received.items()}
             with torch.no_grad():
-                at_once = products_at_once(model, y, ends, own, probes.count, check)
+                at_once = products_at_once(model, y, ends, _checks.shared_again(received, shared), probes.count, check)
             problem = Problem(
                 model,
                 y,
@@ -183,13 +185,13 @@ def log_likelihood(
                 received,
                 progress=progress,
                 probes=probes,
-                chunk=min(at_once, getattr(trace, "chunk", None) or at_once),
+                chunk=at_once if trace.chunk is None or at_once == 1 else trace.chunk,
                 differentiable=differentiable,
                 checkpoint_every=checkpoint_every,
                 shared=shared,
             )
             part = end.score(_dense(solver.run(problem), solver), problem)
-            if part.solver_error is None and second_solve and coarser is not None:
+            if coarser is not None:
                 part = _with_second(part, end.score(_dense(coarser.run(problem), coarser), problem))
             parts.append(part)
         return _joined(parts) if parts else _of_none(straight(model, x, ends[0]))
@@ -261,11 +263,12 @@ class _End:
         low, high = (scale_at(model, end) for end in (problem.u_from, problem.u_to))
         z, divergence = high * result.y, cast(Tensor, result.divergence).reshape(len(result.y), -1)
         at_noise = self._at_noise(z)
-        logp = at_noise + divergence.mean(1) + d * math.log(high / low)
+        scale = d * math.log(high / low)
+        logp = at_noise + divergence.mean(1) + scale
         _refuse_non_finite(logp, self.own or model.path.source is not None, problem.u_to)
         error = result.divergence_error
         if error is not None:
-            size = (at_noise.abs() + divergence.abs().mean(1)).detach()
+            size = (at_noise.abs() + divergence.abs().mean(1) + abs(scale)).detach()
             error = error.detach() + ROUNDING * torch.finfo(logp.dtype).eps * size
         cost = (result.calls, result.accepted, result.rejected)
         gap = self._gap(z.detach(), at_noise.detach(), problem.u_to, high)

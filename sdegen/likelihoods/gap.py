@@ -20,7 +20,9 @@ from sdegen._shapes import sum_event
 
 
 def prior_gap(z: Tensor, logp: Tensor, data: Tensor, alpha: float, sigma: float) -> Tensor:
-    """|log p(z) - logp| with p the law of the data at the noise end, and its own sampling error, (B,), in nats.
+    """How far a prior is from the data's law at the noise end, its own sampling error included, in nats.
+
+        sqrt(g^2 + s^2),    g = log p(z) - logp, p the law of the data there, s the standard error of g over the data
 
     Args:
         z: latents, (B, *event).
@@ -28,11 +30,14 @@ def prior_gap(z: Tensor, logp: Tensor, data: Tensor, alpha: float, sigma: float)
         data: draws of x, (n, *event).
         alpha: that of the path at the noise end.
         sigma: likewise.
+
+    Returns:
+        the gap, (B,), not negative.
     """
-    z, x = z.flatten(1).double(), data.flatten(1).to(z.device, torch.float64)
+    z, x = (v.flatten(1).to("cpu", torch.float64) for v in (z, data))
     exponents = (alpha * (z @ x.mT) - 0.5 * alpha**2 * sum_event(x**2)) / sigma**2
     log_mean = torch.logsumexp(exponents, 1) - math.log(len(x))
     weights = torch.exp(exponents - log_mean[:, None])
     sampling = weights.std(1) / math.sqrt(len(x))
     noise = -0.5 * (z**2).sum(1) / sigma**2 - z.shape[1] * (math.log(sigma) + 0.5 * math.log(2 * math.pi))
-    return torch.hypot(noise + log_mean - logp.double(), sampling).to(logp)
+    return torch.hypot(noise + log_mean - logp.to("cpu", torch.float64), sampling).to(logp)

@@ -387,7 +387,7 @@ def _whole_numbers(n: object, quantized: object) -> Tensor:
 
 
 def _refuse_probes(solver: object) -> None:
-    """No estimate of the trace; the rest is looked at by `log_prob`."""
+    """No estimate of the trace; the rest is looked at by `log_likelihood`."""
     if isinstance(solver, Hutchinson):
         raise TypeError(
             f"A bound of K draws needs the exact trace, and {solver!r} estimates it: the noise of an estimate raises "

@@ -17,7 +17,7 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -26,7 +26,6 @@ from torch import Tensor
 
 from sdegen import _checks
 from sdegen._arguments import batch_parts, check_model
-from sdegen._checks import Shared
 from sdegen._shapes import Generators
 from sdegen.likelihoods.density import log_prob
 from sdegen.models.base import Cond, Model
@@ -154,7 +153,7 @@ def importance(
     towards_data, cond = ode_solver(solver), _checks.conditions(cond)
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     parts = list(batch_parts(like.new_empty(n, 0), batch_size))
-    conditions = [_conditions_of(cond, rows, n) for rows in parts]
+    conditions = [_checks.conditions_of_rows(cond, rows, n) for rows in parts]
     z = _latents(model, like.detach().new_empty(sizes), generator)
     samples, log_weights = [], []
     for rows, received in zip(parts, conditions, strict=True):
@@ -184,13 +183,6 @@ def _latents(model: Model, like: Tensor, generator: Generators) -> Tensor:
     prior = model.path.prior_at(model.path.ends[1])
     z = model.path.noise_like(like, _checks.generators(generator, len(like), like.device))
     return z * prior.std if isinstance(prior, Normal) else z
-
-
-def _conditions_of(cond: Mapping[str, object], rows: slice, n: int) -> dict[str, object]:
-    """The conditions of some rows; what belongs to all of them is `Shared`, whatever its length."""
-    received = _checks.network_arguments(cond, rows, n)
-    of_rows = {name for name, v in cond.items() if isinstance(v, Tensor) and v.ndim > 0 and len(v) == n}
-    return {name: value if name in of_rows else Shared(value) for name, value in received.items()}
 
 
 def _checked_target(value: object, n: int) -> Tensor:

@@ -38,14 +38,14 @@ class Adams(Multistep):
     where a network's gain stretches it. The first steps use the answers there are. It goes both ways; order 1 converges
     with order 2, the others with order 3, which the first steps set, and smaller constants.
 
+    For a log-density it makes steps + 1 calls, corrects the last step too, takes the divergence at every second knot
+    and estimates its own error (densities.py); the defaults there are order 4 and PowerGrid(2, "t"), since a network is
+    smooth in its own clock. Take 80 steps and more.
+
     Args:
         steps: number of steps, and of network calls; may be left out with a tensor `grid`.
         order: answers that a step uses, 1 to 4; by default 1, 2, 3, 4 from 1, 5, 15, 30 steps. 2 for strong guidance.
         grid: where it steps, and its clock s(u); `StretchedGrid()` by default, whose clock a tensor of u has too.
-
-    For a log-density it makes steps + 1 calls, corrects the last step too, takes the divergence at every second knot
-    and estimates its own error (densities.py); the defaults there are order 4 and PowerGrid(2, "t"), since a network is
-    smooth in its own clock. Take 80 steps and more.
 
     Raises:
         TypeError: an option of another type.
@@ -82,6 +82,11 @@ class Adams(Multistep):
         if knots.clock is None:
             raise ValueError(f"Adams needs a grid whose clock s(u) is finite at both ends, unlike {self.grid!r}.")
         return knots
+
+    @property
+    def knows_its_error(self) -> bool:
+        """See `Solver.knows_its_error`."""
+        return True
 
     def run(self, problem: Problem) -> Result:
         """Integrate `problem`; a log-density by `solve_density`, on a grid and with an order that serve it best."""

@@ -91,17 +91,17 @@ class Problem:
         with torch.enable_grad(), twice_differentiable() if graph else nullcontext():
             y = y if graph and y.requires_grad else y.detach().requires_grad_(True)
             value = self.model.estimate(y, query, self.cond)
-            found = products(value, y, probes.at(j), self.chunk, graph)
-        columns = found.reshape(probes.columns, -1, len(y)).sum(1).mT
+            traces = products(value, y, probes.at(j), self.chunk, graph)
+        columns = traces.reshape(probes.columns, -1, len(y)).sum(1).mT
         joined = torch.cat([value.flatten(1), columns], 1)
         return joined if graph else joined.detach()
 
     def cut(self, rows: Tensor) -> Problem:
         """The same problem for some samples alone, `rows` (n,): their states, conditions and probes."""
-        cond = {name: _checks.Shared(value) if name in self.shared else value for name, value in self.cond.items()}
+        cond = _checks.shared_again(self.cond, self.shared)
         received = _checks.network_arguments(cond, rows, len(self.y))
         probes = None if self.probes is None else self.probes.cut(rows)
-        generator = generator_of_rows(self.generator, rows)
+        generator = None if self.generator is None else generator_of_rows(self.generator, rows)
         return replace(self, y=self.y[rows], cond=received, generator=generator, probes=probes)
 
     def knots(self, grid: Grid | Tensor, steps: int) -> tuple[Tensor, Tensor]:
@@ -193,7 +193,7 @@ class Solver(ABC):
 
     Attributes:
         solves_ode: whether it integrates dy/du = eps_hat - x_hat, without noise and both ways, so that `encode`,
-            `decode` and `log_prob` may use it.
+            `decode` and `log_prob` may use it (`AdamsUntil`: `log_prob` alone).
     """
 
     solves_ode: ClassVar[bool] = False
@@ -211,6 +211,11 @@ class Solver(ABC):
     def differentiable(self) -> bool:
         """Whether autograd passes through it, as `differentiable=True` needs: not where it chooses its own steps."""
         return True
+
+    @property
+    def knows_its_error(self) -> bool:
+        """Whether its log-densities come with an estimate of their error, `Result.divergence_error`."""
+        return False
 
     @property
     def takes_fresh_probes(self) -> bool:

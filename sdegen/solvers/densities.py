@@ -12,16 +12,16 @@ so that N steps are N + 1 network calls, and half as many traces. Then
 
 with centred polynomials of degree 5. The error is estimated without a further network call,
 
-    1/2 sum over k of |score_{k+1} . (corrected - predicted)|^((p+3)/(p+1))                             the states
+    1/10 sum over k of |score_{k+1} . (corrected - predicted)|                                          the states
     + |quadrature of degree 5 - quadrature of degree 3|                                                 the integral
-    + 0.8 K_13 K_13 / K_5,    K_m = sum over intervals of length * |m-th difference of div D| / 2^(m-1)   its kinks
+    + 0.8 K_13 min(1, K_13 / K_5),    K_m = sum over intervals of length |m-th difference of div D| / 2^(m-1)
+    + the rounding of N steps
 
-What a corrector moves is the predictor's error, of order h^(p+1) in a step; weighed with the score it is in nats
-(divergence.py), or for an outlier in units of what that has too many, and its power falls as the corrector's own error
-does on mixtures and trained networks. Where a network has kinks its divergence jumps, which the quadrature misses by
-up to half an interval: a jump has K_m its size times the interval for every m, and a smooth function K_13 far below
-K_5. An estimated trace has differences of its own, and is spared the third line, and where every query has another
-probe the second one too: those would tell of the probes.
+What a corrector moves is the predictor's error, an order larger than its own; weighed with the score it is in nats
+(divergence.py). Where a network has kinks its divergence jumps, which the quadrature misses by up to half an interval:
+a jump has K_m its size times the interval for every m, and a smooth function K_13 far below K_5. An estimated trace has
+differences of its own, and is spared the third line, and where every query has another probe the second one too: those
+would tell of the probes.
 
 References:
     Solving Ordinary Differential Equations I, Hairer, Norsett and Wanner, 1993, section III.1.
@@ -30,6 +30,7 @@ References:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import cast
@@ -44,13 +45,14 @@ from sdegen.solvers.loop import Ask, Memory, MemoryStep, march
 from sdegen.solvers.polynomials import exact_rows, integral_weights
 from sdegen.solvers.scheme import moved
 
-SHARE = 0.5
+SHARE = 0.1
 """Of what the corrector moves, that counts as the error of a step."""
 POINTS = 6
 """Of the polynomials in the quadrature."""
-KINKS = (13, 5)
+KINK_ORDERS = (13, 5)
 """The orders of the differences that tell a jump of the divergence, which they show alike, from its bends."""
-KINK = 0.8
+KINK_SHARE = 0.8
+"""Of K_13, that counts as the error of a quadrature over kinks."""
 STRIDE, FEW = 2, 12
 """The divergence is asked at every second knot, and at every one below this many steps."""
 
@@ -61,19 +63,19 @@ def solve_density(problem: Problem, knots: Layout, order: int) -> Result:
     nodes = [*range(0, steps, STRIDE if steps >= FEW else 1), steps]
     begun = (problem.y.new_zeros(len(problem.y)),)
     result = march(replace(problem, probes=None), knots.u, knots.t, _stepping(problem, knots, order, nodes), begun)
-    jumps, values = result.memory[0], torch.stack(result.memory[1 + min(steps + 1, order) :])
+    moves, values = result.memory[0], torch.stack(result.memory[1 + min(steps + 1, order) :])
     laid = Layout(knots.u[nodes], knots.t[nodes], knots.clock)
     integral = torch.tensordot(integral_weights(laid, POINTS).to(values), values, 1)
-    jumps = jumps * outlying(result.y, problem.u_to) ** -(2 / (order + 1))
-    error, probes = SHARE * jumps, cast(Probes, problem.probes)
+    size, probes = 0.5 * far(result.y, problem.u_to) + integral.detach().mean(1).abs(), cast(Probes, problem.probes)
+    error = SHARE * moves + math.sqrt(steps) * torch.finfo(size.dtype).eps * size
     if not probes.fresh:
         error = error + _roughness(laid, values.detach(), probes.exact)
     return replace(result, calls=steps + 1, divergence=integral, divergence_error=error, memory=())
 
 
-def outlying(y: Tensor, u: float) -> Tensor:
-    """How many nats a latent is beyond what noise costs, (B,), at least 1: the unit in which an outlier is measured."""
-    return (0.5 * (y / u).flatten(1).square().sum(1) - y[0].numel()).clamp(min=1)
+def far(y: Tensor, u: float) -> Tensor:
+    """|y/u|^2, (B,): how far out a latent is, d for noise."""
+    return (y / u).flatten(1).square().sum(1)
 
 
 def _stepping(problem: Problem, knots: Layout, order: int, nodes: Sequence[int]) -> MemoryStep:
@@ -81,7 +83,7 @@ def _stepping(problem: Problem, knots: Layout, order: int, nodes: Sequence[int])
     steps, u, model, cond, y = len(knots.u) - 1, knots.u, problem.model, problem.cond, problem.y
     predictor, corrector = exact_rows(knots, order, steps), exact_rows(knots, order + 1, steps, ahead=1)
     queries = list(model.plan(y, u, knots.t, -torch.ones_like(u), torch.ones_like(u)))
-    numbers, clocks, d, power = {k: j for j, k in enumerate(nodes)}, u.tolist(), y[0].numel(), (order + 3) / (order + 1)
+    numbers, clocks, d = {k: j for j, k in enumerate(nodes)}, u.tolist(), y[0].numel()
 
     def ask(y: Tensor, k: int) -> tuple[Tensor, tuple[Tensor, ...]]:
         """D at knot k, and its divergences where they are wanted."""
@@ -100,9 +102,9 @@ def _stepping(problem: Problem, knots: Layout, order: int, nodes: Sequence[int])
         D, more = ask(predicted, k + 1)
         corrected = moved(corrector[k], y, (D, *slopes))
         with torch.no_grad():
-            jump = in_nats((corrected - predicted).flatten(1), predicted.flatten(1), D.flatten(1), clocks[k + 1])
-            jumps = memory[0] + jump.abs() ** power
-        return corrected, (jumps, *(D, *slopes)[:order], *divergences, *more)
+            move = in_nats((corrected - predicted).flatten(1), predicted.flatten(1), D.flatten(1), clocks[k + 1])
+            moves = memory[0] + move.abs()
+        return corrected, (moves, *(D, *slopes)[:order], *divergences, *more)
 
     return step
 
@@ -113,8 +115,8 @@ def _roughness(nodes: Layout, values: Tensor, exact: bool) -> Tensor:
     error: Tensor = torch.tensordot(apart.to(values), values, 1).mean(1).abs()
     if not exact:
         return error
-    high, low = (_jumps(nodes, values[..., 0], order) for order in KINKS)
-    return error + KINK * high * (high / low.clamp(min=torch.finfo(low.dtype).tiny)).clamp(max=1)
+    high, low = (_jumps(nodes, values[..., 0], order) for order in KINK_ORDERS)
+    return error + KINK_SHARE * high * (high / low.clamp(min=torch.finfo(low.dtype).tiny)).clamp(max=1)
 
 
 def _jumps(nodes: Layout, values: Tensor, order: int) -> Tensor:

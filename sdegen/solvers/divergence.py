@@ -4,13 +4,13 @@
 
 div b = trace of the Jacobian J = sum over i of e_i . J e_i, exactly, or the mean over random vectors z of z . J z.
 
-On steps that are known beforehand z is another one at every query. Of P estimates each walks through the rows of a
+On steps that are known beforehand z is another one at every query. Of R estimates each walks through the rows of a
 Hadamard matrix of n >= d columns, again and again, in a random order and under a vector of random signs of its own,
 
     z_j = signs * H[order_(j mod n)],    H[i, l] = (-1)^(number of bits that i and l have in common),
 
 so that the z z' of any n successive queries add up to n times the identity: what one query misses of the trace the next
-ones have. (Signs drawn anew for every n queries would lose that at each seam: twice the spread in 16 dimensions.) The P
+ones have. (Signs drawn anew for every n queries would lose that at each seam: twice the spread in 16 dimensions.) The R
 estimates are independent: their spread is the error of their mean.
 
 What an error dy of the state does to the log-density is told by the score in y, d log p / dy = -(y + (1-u) D) / u with
@@ -29,6 +29,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -100,32 +101,32 @@ class _Fresh(Probes):
 
     fresh = True
 
-    def __init__(self, flips: Tensor, odd: Tensor):
-        self._flips, self._odd = flips, odd
-        self.columns = self.count = len(flips)
-        self._bits = _bits(flips.shape[-1])
+    def __init__(self, z: Tensor, odd: Tensor):
+        self._signs, self._odd = z, odd
+        self.columns = self.count = len(z)
+        self._bits = _bits(z.shape[-1])
 
     @classmethod
     def draw(cls, y: Tensor, probes: int, generator: Generators) -> _Fresh:
         """Random signs and orders for states like `y`."""
         shape, half = (len(y), probes), 1 << (_bits(event_size(y.shape)) - 1)
         odd = 2 * (rand((*shape, 2), generator, y.device) * half).long() + 1
-        flips = signs((*shape, event_size(y.shape)), generator, y.dtype, y.device)
-        return cls(flips.transpose(0, 1), odd.permute(2, 1, 0)[..., None])
+        z = signs((*shape, event_size(y.shape)), generator, y.dtype, y.device)
+        return cls(z.transpose(0, 1), odd.permute(2, 1, 0)[..., None])
 
     def at(self, j: int) -> Tensor:
         last, half = (1 << self._bits) - 1, (self._bits + 1) // 2
         first = j & last
         row = self._odd[0] * (first ^ (first >> half)) & last  # two rounds that each permute 0 ... n-1
         row = self._odd[1] * (row ^ (row >> half)) & last
-        common = row & torch.arange(self._flips.shape[-1], device=row.device)
+        common = row & torch.arange(self._signs.shape[-1], device=row.device)
         for shift in (32, 16, 8, 4, 2, 1):
             if shift < self._bits:
                 common = common ^ (common >> shift)
-        return torch.where((common & 1).bool(), -self._flips, self._flips)
+        return torch.where((common & 1).bool(), -self._signs, self._signs)
 
     def cut(self, rows: Tensor) -> Probes:
-        return _Fresh(self._flips[:, rows], self._odd[:, :, rows])
+        return _Fresh(self._signs[:, rows], self._odd[:, :, rows])
 
 
 def _bits(d: int) -> int:
@@ -178,6 +179,8 @@ class Hutchinson:
     """
 
     probes: int = 1
+
+    chunk: ClassVar[None] = None
 
     def __post_init__(self) -> None:
         _checks.whole("probes", self.probes)

@@ -29,20 +29,17 @@ def within(u: Tensor, fraction: float) -> Tensor:
     return u[1:] if fraction == 1 else u[:-1] + fraction * (u[1:] - u[:-1])
 
 
-Estimate = Callable[[Tensor, Query, Mapping[str, object]], Tensor]
-
-
-def estimate_of(problem: Problem, solver: Solver, package: str) -> Estimate:
-    """`model.estimate` for the loop of an engine, each call a chunk of its own where activations are computed again."""
-    estimate, every = problem.model.estimate, problem.checkpoint_every
+def checkpointed(call: Callable[..., Tensor], problem: Problem, solver: Solver, package: str) -> Callable[..., Tensor]:
+    """`call` for the loop of an engine, each a chunk of its own where activations are computed again."""
+    every = problem.checkpoint_every
     if every is None:
-        return estimate
+        return call
     if every != 1:
         raise ValueError(
             f"{package} takes the steps of {solver!r}, and not in chunks of checkpoint_every = {every}: give 1, with "
             "which the backward pass computes one network call after another again, or a solver that marches."
         )
-    return partial(checkpoint, estimate, use_reentrant=False)
+    return partial(checkpoint, call, use_reentrant=False)
 
 
 def raised_inside(error: BaseException, package: str) -> bool:

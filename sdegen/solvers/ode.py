@@ -29,7 +29,7 @@ from sdegen._shapes import event_size
 from sdegen.models.base import Query
 from sdegen.solvers.base import Problem, Result, Solver
 from sdegen.solvers.divergence import step_in_nats
-from sdegen.solvers.engines import estimate_of, plan_stages, raised_inside
+from sdegen.solvers.engines import checkpointed, plan_stages, raised_inside
 from sdegen.solvers.grids import Grid, PowerGrid, check_grid, span_of, steps_on
 from sdegen.solvers.loop import CHECK_EVERY
 from sdegen.solvers.persample import KNOWS_ITS_ERROR, PAIRS, SampleSteps, check_tolerance, sample_norm
@@ -154,6 +154,11 @@ class ODESolver(Solver):
         return not self._scheme.adaptive
 
     @property
+    def knows_its_error(self) -> bool:
+        """See `Solver.knows_its_error`."""
+        return self.method in KNOWS_ITS_ERROR
+
+    @property
     def span(self) -> tuple[float, float] | None:
         """See `Solver.span`."""
         return span_of(self.grid)
@@ -204,7 +209,8 @@ class _RightHandSide(ABC):
 
     def __init__(self, solver: ODESolver, problem: Problem):
         self.problem = problem
-        self.estimate = estimate_of(problem, solver, "torchdiffeq")
+        self.estimate = checkpointed(problem.model.estimate, problem, solver, "torchdiffeq")
+        self.dense = checkpointed(problem.with_divergence, problem, solver, "torchdiffeq")
         self.calls = 0
         self.accepted = 0
         self.rejected = 0
@@ -222,7 +228,7 @@ class _RightHandSide(ABC):
         if problem.probes is None:
             slope = self.estimate(state, query, problem.cond)
         else:
-            slope = problem.with_divergence(problem.event(state), query, self.calls - 1)
+            slope = self.dense(problem.event(state), query, self.calls - 1)
         self.seen(state, slope)
         return slope
 

@@ -13,7 +13,7 @@ from sdegen import _checks
 from sdegen._checks import AccuracyWarning
 from sdegen.solvers.adams import DENSITY_GRID, DENSITY_ORDER, Adams
 from sdegen.solvers.base import Problem, Result, Solver
-from sdegen.solvers.densities import outlying, solve_density
+from sdegen.solvers.densities import far, solve_density
 from sdegen.solvers.divergence import standard_error
 from sdegen.solvers.grids import Grid
 
@@ -23,10 +23,10 @@ class AdamsUntil(Solver):
     """Log-densities by `Adams` in `first` steps, then twice as many, until each is as accurate as wanted.
 
     A sample leaves when its error estimate is at most `atol`, or the standard error of a trace that is itself
-    estimated, or for an outlier `rtol` of the nats that its latent costs beyond those of noise: so its number does not
-    depend on its batch-mates. What is still worse after the last round keeps its number and its error, with one
-    `AccuracyWarning`. A network with kinks costs accuracy here, not calls: those are less than 2 max_steps and one for
-    every round.
+    estimated; an outlier has `rtol` more of the nats by which its latent exceeds twice what noise costs. So its number
+    does not depend on its batch-mates. What is still worse after the last round keeps its number and its error, with an
+    `AccuracyWarning` for each batch. A network with kinks costs accuracy here, not calls: those are less than
+    2 max_steps and one for every round.
 
     Args:
         atol: the error wanted, in nats.
@@ -43,7 +43,7 @@ class AdamsUntil(Solver):
 
     atol: float = 1e-4
     _: KW_ONLY
-    rtol: float = 1e-6
+    rtol: float = 1e-5
     first: int = 80
     max_steps: int = 1280
     order: int = DENSITY_ORDER
@@ -66,6 +66,11 @@ class AdamsUntil(Solver):
     def differentiable(self) -> bool:
         """See `Solver.differentiable`: it chooses its steps."""
         return False
+
+    @property
+    def knows_its_error(self) -> bool:
+        """See `Solver.knows_its_error`."""
+        return True
 
     @property
     def takes_fresh_probes(self) -> bool:
@@ -92,7 +97,8 @@ class AdamsUntil(Solver):
     def _left(self, result: Result) -> Tensor:
         """The samples whose error is not yet small enough: the one wait of a round."""
         error, divergence = cast(Tensor, result.divergence_error), cast(Tensor, result.divergence)
-        enough = self.atol + self.rtol * (outlying(result.y, result.u[-1]) - 1)
+        excess = 0.5 * far(result.y, result.u[-1]) - result.y[0].numel()  # in nats, for an outlier
+        enough = self.atol + self.rtol * excess.clamp(min=0)
         if divergence.shape[1] > 1:
             enough = torch.maximum(enough, standard_error(divergence).to(enough))
         return torch.nonzero(~(error <= enough)).flatten()  # NaN is not small enough
@@ -104,7 +110,7 @@ class AdamsUntil(Solver):
             f"are above atol still, up to {float(error.max()):.3g} nats: the network may have kinks. Each number is "
             "there with its error; raise atol or max_steps.",
             AccuracyWarning,
-            stacklevel=4,
+            stacklevel=_checks.stacklevel_outside(),
         )
 
 

@@ -32,7 +32,7 @@ from sdegen._checks import NonFiniteError
 from sdegen.models.base import Query
 from sdegen.solvers.base import Problem, Result, Solver
 from sdegen.solvers.brownian import AdaptiveBrownian, Increments
-from sdegen.solvers.engines import estimate_of, plan_stages, raised_inside, within
+from sdegen.solvers.engines import checkpointed, plan_stages, raised_inside, within
 from sdegen.solvers.grids import Grid, PowerGrid, check_grid, span_of, steps_on
 from sdegen.solvers.loop import CHECK_EVERY
 from sdegen.solvers.noise import NoiseProfile
@@ -218,7 +218,7 @@ class _RightHandSide(ABC):
 
     def __init__(self, solver: SDESolver, problem: Problem):
         self.problem = problem
-        self.estimate = estimate_of(problem, solver, "torchsde")
+        self.estimate = checkpointed(problem.model.estimate, problem, solver, "torchsde")
         self.sde_type = solver._scheme.calculus
         self.calls = 0
         self._last: tuple[float, Tensor, Tensor] | None = None

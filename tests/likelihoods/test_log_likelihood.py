@@ -54,15 +54,15 @@ def test_adams_in_both_precisions(path, name):
 
 
 def test_the_default_reaches_the_accuracy_that_it_names():
-    """AdamsUntil(1e-4): a number of log_likelihood and of log_prob, with the exact prior, to 1e-4 nats."""
+    """Its estimates are below 1e-3 nats, and the true errors with the exact prior below 1e-4."""
     x, true, model, prior = known("ring8", PATHS["vp"], 24)
     ours = sdegen.log_likelihood(model, x, prior=prior)
     assert float((ours.log_prob - true).abs().max()) < 1e-4
-    assert float(ours.solver_error.max()) <= 1.01e-4
+    assert float(ours.solver_error.max()) <= 1.01e-3
     assert torch.equal(ours.log_prob, sdegen.log_prob(model, x, prior=prior))
-    named = sdegen.log_likelihood(model, x, sdegen.AdamsUntil(1e-4), prior=prior)
+    named = sdegen.log_likelihood(model, x, sdegen.AdamsUntil(1e-3, first=120), prior=prior)
     assert torch.equal(ours.log_prob, named.log_prob)
-    assert ours.calls == named.calls in (81, 242, 563, 1204)
+    assert ours.calls == named.calls in (121, 362, 843, 1804)
 
 
 def test_adams_converges_with_order_four_and_more():

@@ -57,6 +57,9 @@ def test_full_covariances_in_64_dimensions(path):
 
 
 @every_path
+@pytest.mark.filterwarnings(
+    "ignore:.*reached its last round:sdegen.AccuracyWarning"
+)  # of outliers where u(t) has kinks
 def test_defaults_and_outliers_in_the_batch(path):
     target = ring()
     model, x = target.model(path), target.marginal(path, path.t_data).sample(64)

@@ -49,7 +49,7 @@ def test_steps_double_and_finished_samples_leave():
         assert len(set(round_)) == 1
         rounds.append(round_[0])
     assert rounds == sorted(rounds, reverse=True)
-    assert (rounds[0], rounds[1] <= 20, len(rounds) > 2) == (32, True, True)
+    assert (rounds[0], rounds[-1] <= 20, len(rounds) > 2) == (32, True, True)
     assert ours.calls == len(flow.rows)
 
 
@@ -106,7 +106,7 @@ def test_conditions_that_cannot_be_cut(wrapped):
 
     net, x = Net(), torch.cat([torch.randn(5, 2), torch.full((1, 2), 9.0)])
     model, table = sdegen.ScoreModel(net, sdegen.CondOT(), "velocity"), {"shift": torch.tensor([0.3, -1.0])}
-    solver = sdegen.AdamsUntil(1e-7, first=20)
+    solver = sdegen.AdamsUntil(1e-5, first=20)
     ours = sdegen.log_likelihood(model, x, solver, cond={"table": sdegen.Shared(table) if wrapped else table})
     assert (set(net.rows[-ours.calls :]) == {6}) == (not wrapped)
     plain = sdegen.vector_field(lambda x, t: torch.tanh(3 * x + table["shift"]) * (1 + t[:, None]))
@@ -135,7 +135,7 @@ def test_it_leaves_sooner_where_the_trace_is_noisier_than_the_solver():
     assert float(one.solver_error.max()) <= 1.01e-4
 
 
-@pytest.mark.parametrize("solver", [sdegen.AdamsUntil(), sdegen.ODESolver("dopri5", rtol=1e-2, steps_for="sample")])
+@pytest.mark.parametrize("solver", [sdegen.AdamsUntil(4e-5), sdegen.ODESolver("dopri5", rtol=1e-2, steps_for="sample")])
 def test_who_stays_keeps_probes_of_their_own(solver):
     """One probe per sample, whose batch-mates leave: the number of the sample alone."""
     x, _, model, prior = known("gmm16", PATHS["vp"], 12, seed=2)

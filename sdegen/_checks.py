@@ -184,16 +184,20 @@ def network_arguments(
     return received
 
 
-def conditions_of_rows(cond: Mapping[str, object], rows: slice | Tensor, size: int) -> dict[str, object]:
-    """The conditions of some rows of a batch, to be handed on: what has no row per sample is `Shared` there too."""
-    received = network_arguments(cond, rows, size)
-    cut = {name for name, value in cond.items() if isinstance(value, Tensor) and value.shape[:1] == (size,)}
-    return {name: value if name in cut else Shared(value) for name, value in received.items()}
-
-
 def shared_again(cond: Mapping[str, object], shared: Collection[str]) -> dict[str, object]:
     """The conditions, those that belong to the whole batch marked as `Shared` once more."""
     return {name: Shared(value) if name in shared else value for name, value in cond.items()}
+
+
+def conditions_of_rows(cond: Mapping[str, object], rows: slice | Tensor, size: int) -> dict[str, object]:
+    """The conditions of some rows of a batch, to be handed on: a tensor without a row per sample is `Shared` there."""
+    received = network_arguments(cond, rows, size)
+    whole = {
+        name
+        for name, value in cond.items()
+        if isinstance(value, Shared) or (isinstance(value, Tensor) and value.shape[:1] != (size,))
+    }
+    return shared_again(received, whole)
 
 
 def noise_like(noise: object, x: Tensor, name: str = "noise") -> Tensor:

@@ -101,7 +101,8 @@ def _held_by_module(module: nn.Module) -> dict[str, object]:
     inside = {f"{kind}.{n}": v for kind in ("_parameters", "_buffers", "_modules") for n, v in held[kind].items()}
     hooks = {name: list(held[name].values()) for name in HOOKS if held[name]}
     hidden = _remembered(type(module)) | {"training"}
-    return {**inside, **hooks, **{n: v for n, v in held.items() if not n.startswith("_") and n not in hidden}}
+    own = {n: v for n, v in held.items() if n not in hidden and (not n.startswith("_") or isinstance(v, (float, str)))}
+    return {**inside, **hooks, **own}
 
 
 def _held_by_object(value: object) -> dict[str, object]:

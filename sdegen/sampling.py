@@ -305,7 +305,7 @@ def ode_solver(solver: Solver | None, both_ways: bool = True) -> Solver:
     """`solver`, which must solve the ODE, both ways or to the data alone, or the default."""
     if solver is None:
         return LIKELIHOOD_SOLVER
-    if not getattr(solver, "solves_ode" if both_ways else "follows_ode", False):
+    if not isinstance(solver, Solver) or not getattr(solver, "solves_ode" if both_ways else "follows_ode"):
         raise TypeError(f"Only the ODE can be solved both ways: give Adams or an ODESolver, not {solver!r}.")
     return solver
 

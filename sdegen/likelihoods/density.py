@@ -163,10 +163,11 @@ def log_likelihood(
     x = _checks.batch("x", x)
     solver = DENSITY_SOLVER if solver is None else ode_solver(solver)
     check_gradients(model, solver, differentiable, checkpoint_every)
-    cond, shared = _checks.conditions(cond), _checks.shared_names(cond)
+    cond = _checks.conditions(cond)
     _checks.generators(generator, len(x), x.device)
     trace, data = _checked_trace(trace, event_size(x.shape)), _checked_data(data, x)
-    coarser = _coarser(solver) if second_solve and not solver.knows_its_error else None
+    knows = solver.knows_its_error and model.path.source is None
+    coarser = _coarser(solver) if second_solve and not knows else None
     fresh = solver.takes_fresh_probes and coarser is None
     ends = interval(model, "noise", u, solver.span)
     end = _End(_checked_prior(prior, model, ends[1]), prior is not None, data)
@@ -174,21 +175,21 @@ def log_likelihood(
     with solving(model, differentiable), nullcontext() if trace == Hutchinson(1) else uncompiled():
         for rows in batch_parts(x, batch_size) if len(x) else ():
             y = straight(model, x[rows], ends[0], differentiable)
-            received = _checks.network_arguments(cond, rows, len(x))
+            conditions = _checks.conditions_of_rows(cond, rows, len(x))
             probes = trace.draw(y, generator_of_rows(generator, rows), fresh)
             with torch.no_grad():
-                at_once = products_at_once(model, y, ends, _checks.shared_again(received, shared), probes.count, check)
+                at_once = products_at_once(model, y, ends, conditions, probes.count, check)
             problem = Problem(
                 model,
                 y,
                 *ends,
-                received,
+                _checks.network_arguments(conditions),
                 progress=progress,
                 probes=probes,
                 chunk=at_once if trace.chunk is None or at_once == 1 else trace.chunk,
                 differentiable=differentiable,
                 checkpoint_every=checkpoint_every,
-                shared=shared,
+                shared=_checks.shared_names(conditions),
             )
             part = end.score(_dense(solver.run(problem), solver), problem)
             if coarser is not None:
@@ -266,12 +267,12 @@ class _End:
         scale = d * math.log(high / low)
         logp = at_noise + divergence.mean(1) + scale
         _refuse_non_finite(logp, self.own or model.path.source is not None, problem.u_to)
-        error = result.divergence_error
+        error = result.divergence_error if model.path.source is None else None  # with a source nobody knows the score
         if error is not None:
             size = (at_noise.abs() + divergence.abs().mean(1) + abs(scale)).detach()
             error = error.detach() + ROUNDING * torch.finfo(logp.dtype).eps * size
         cost = (result.calls, result.accepted, result.rejected)
-        gap = self._gap(z.detach(), at_noise.detach(), problem.u_to, high)
+        gap = self._gap(z.detach(), at_noise.detach(), problem.u_to, high, model.path.source is not None)
         probes = _probe_error(divergence.detach(), cast(Probes, problem.probes).exact)
         return LogLikelihood(logp, z, error, probes, gap, *cost)
 
@@ -284,10 +285,12 @@ class _End:
             )
         return logp
 
-    def _gap(self, z: Tensor, logp: Tensor, u: float, scale: float) -> Tensor | None:
+    def _gap(self, z: Tensor, logp: Tensor, u: float, scale: float, sourced: bool) -> Tensor | None:
         if u == 1 and not self.own:
             return torch.zeros_like(logp)
-        return None if self.data is None else prior_gap(z, logp, self.data, (1 - u) * scale, u * scale)
+        if self.data is None or sourced:
+            return None
+        return prior_gap(z, logp, self.data, (1 - u) * scale, u * scale)
 
 
 def _dense(result: object, solver: Solver) -> Result:

@@ -267,7 +267,8 @@ class _Work:
         generator = sample_generators(self.seed, rows, n.device)
         scored: LogLikelihood | DiscreteLogProb
         if self.quantized is None:
-            data = self.data[:: -(-N // DRAWS_FOR_GAP)] if N > 1 else None
+            # given conditions the data have other laws, one for each
+            data = self.data[:: -(-N // DRAWS_FOR_GAP)] if N > 1 and not cond else None
             scored = log_likelihood(
                 self.model, n, self.solver, trace=self.trace, data=data, generator=generator, cond=cond
             )

@@ -110,7 +110,7 @@ def products_at_once(
 
 
 def _state_of(network: object) -> object:
-    """Which modules a network is made of, and which weights they hold: training or a new part changes it.
+    """Which modules a network is made of, in which mode, and which weights: training or a new part changes it.
 
     Raises:
         ValueError: weights made in inference mode, which can never be differentiated.
@@ -119,7 +119,7 @@ def _state_of(network: object) -> object:
         return None
     modules = list(network.modules())
     try:
-        return [*map(id, modules)], [(w.data_ptr(), w._version, w.dtype) for w in _weights(modules)]
+        return [(id(m), m.training) for m in modules], [(w.data_ptr(), w._version, w.dtype) for w in _weights(modules)]
     except RuntimeError as error:  # they have no version either
         if not any(w.is_inference() for w in _weights(modules)):
             raise

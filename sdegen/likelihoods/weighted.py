@@ -85,7 +85,7 @@ class Importance:
             TypeError: `f` returns no such tensor.
             ValueError: `f` returns a tensor of another length.
         """
-        values, n = f(self.samples), len(self.samples)
+        values, n = f(self.samples.clone()), len(self.samples)
         if not isinstance(values, Tensor) or values.is_complex():
             got = values.dtype if isinstance(values, Tensor) else type(values).__name__
             raise TypeError(f"f must return a tensor of real numbers, and it returned {got}.")
@@ -158,7 +158,7 @@ def importance(
     samples, log_weights = [], []
     for rows, received in zip(parts, conditions, strict=True):
         x = solve(model, z[rows], towards_data, cond=received, progress=progress).x
-        target = _checked_target(log_target(x), len(x))
+        target = _checked_target(log_target(x.clone()), len(x))
         samples.append(x)
         log_weights.append(target - log_prob(model, x, solver, trace="exact", cond=received).double())
     result = Importance(torch.cat(samples), torch.cat(log_weights))

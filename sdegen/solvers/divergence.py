@@ -165,7 +165,8 @@ class Hutchinson:
     The estimate of a log-density is unbiased, and the spread of the `probes` tells its standard error. Solvers on fixed
     steps take fresh signs at every query, orthogonal to each other along the solve, whose errors cancel: the error is
     10 to 30 times smaller than with one vector kept for the whole solve, as adaptive steps must. There it is of the
-    order of a nat for one probe.
+    order of a nat for one probe. In a few dimensions, where two vectors may well coincide, their spread says little:
+    take the exact trace there.
 
     Args:
         probes: how many vectors z per sample and query.

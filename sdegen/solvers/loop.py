@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Protocol, overload
 
 import torch
@@ -12,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from sdegen import _checks
 from sdegen._shapes import like
 from sdegen.solvers.base import Problem, Result
+from sdegen.solvers.divergence import uncompiled
 from sdegen.solvers.noise import normals_of_step
 
 CHECK_EVERY = 32
@@ -147,11 +149,12 @@ def _in_chunks(
 
     def chunk(first: int, y: Tensor, ask: _Asking, memory: Memory | None) -> list[object]:
         taken: list[object] = []
-        for k in range(first, min(first + every, steps)):
-            ask.begin(k)
-            moved = step(k, y, ask) if memory is None else step(k, y, ask, memory)
-            y, memory = _moved(moved, y, memory, problem, k, same_normals)
-            taken.append(y if memory is None else (y, memory))
+        with uncompiled() if problem.differentiable else nullcontext():  # in the backward pass too
+            for k in range(first, min(first + every, steps)):
+                ask.begin(k)
+                moved = step(k, y, ask) if memory is None else step(k, y, ask, memory)
+                y, memory = _moved(moved, y, memory, problem, k, same_normals)
+                taken.append(y if memory is None else (y, memory))
         return taken
 
     def chunked(k: int, y: Tensor, ask: _Asking, memory: Memory | None = None) -> object:

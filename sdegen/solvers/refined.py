@@ -54,6 +54,7 @@ class AdamsUntil(Solver):
     def __post_init__(self) -> None:
         _checks.real("atol", self.atol, 0, strict=True)
         _checks.real("rtol", self.rtol, 0)
+        _checks.whole("order", self.order, most=4)
         _checks.whole("first", self.first)
         _checks.whole("max_steps", self.max_steps, least=self.first)
         if not isinstance(self.grid, Grid):
@@ -107,8 +108,8 @@ class AdamsUntil(Solver):
         error = cast(Tensor, result.divergence_error)[left]
         warnings.warn(
             f"{self!r} reached its last round, and the error estimates of {len(left)} of {len(result.y)} log-densities "
-            f"are above atol still, up to {float(error.max()):.3g} nats: the network may have kinks. Each number is "
-            "there with its error; raise atol or max_steps.",
+            f"are above atol still, up to {float(error.max()):.3g} nats: the network may have kinks or round, or the "
+            "data lie far from unit scale. Each number is there with its error; raise atol or max_steps.",
             AccuracyWarning,
             stacklevel=_checks.stacklevel_outside(),
         )

@@ -55,6 +55,12 @@ def test_coverage_of_adams(name, path):
     assert covered >= 0.9
 
 
+def test_the_rounding_of_many_steps_is_covered():
+    covered, ratio = measured("ring8", 128, sdegen.Adams(320), torch.float32)
+    assert covered >= 0.94
+    assert ratio < 100
+
+
 @pytest.mark.parametrize("solver", [*ADAMS, sdegen.AdamsUntil(1e-3, max_steps=320)], ids=repr)
 @pytest.mark.filterwarnings("ignore:.*reached its last round:sdegen.AccuracyWarning")
 def test_kinks_are_covered(solver):

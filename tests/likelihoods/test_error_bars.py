@@ -56,7 +56,7 @@ def test_coverage_of_adams(name, path):
 
 
 def test_the_rounding_of_many_steps_is_covered():
-    covered, ratio = measured("ring8", 128, sdegen.Adams(320), torch.float32)
+    covered, ratio = measured("ring8", 128, sdegen.Adams(320), torch.float32, "condot")
     assert covered >= 0.94
     assert ratio < 100
 

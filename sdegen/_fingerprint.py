@@ -1,10 +1,10 @@
 """Fingerprints: whether two values, in two processes, are one and the same.
 
 A fingerprint is the SHA-256 of what a value is made of, numbers by their bits: the class of an object and all that it
-holds; the weights of a network, its modules and their public settings; the code of a function, what it closes over and
+holds; the weights of a network, its modules and their settings; the code of a function, what it closes over and
 the networks and numbers that it names. Left out are where and how a value lives (addresses, devices, gradients,
-training mode), what a `cached_property` remembers, the private attributes of a network, in which many keep what they
-have computed, and the code of classes.
+training mode), what a `cached_property` remembers, the code of classes, and the private attributes of a network but for
+floats and strings: many keep there what they have computed or counted.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def _remembered(kind: type) -> set[str]:
 
 
 def _held_by_module(module: nn.Module) -> dict[str, object]:
-    """Parameters, buffers, submodules, hooks and public settings; of a compiled module, the one that was compiled."""
+    """Parameters, buffers, submodules, hooks and settings; of a compiled module, the one that was compiled."""
     held = vars(module)
     if "_orig_mod" in held["_modules"]:
         return {"compiled": held["_modules"]["_orig_mod"]}

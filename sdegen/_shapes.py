@@ -6,7 +6,7 @@ A batch has shape (B, *event), one row per sample; a time is a float, a 0-d tens
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -50,18 +50,21 @@ def sum_event(x: Tensor) -> Tensor:
 
 def normal(shape: Sequence[int], generator: Generators, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Standard normals of `shape` (B, *event): from one generator, or row b from the b-th of a sequence."""
+    return _drawn(torch.randn, shape, generator, dtype, device)
+
+
+def rand(shape: Sequence[int], generator: Generators, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Uniform numbers on [0, 1) of `shape` (B, ...), drawn like `normal`."""
+    return _drawn(torch.rand, shape, generator, dtype, device)
+
+
+def _drawn(
+    draw: Callable[..., Tensor], shape: Sequence[int], generator: Generators, dtype: torch.dtype, device: torch.device
+) -> Tensor:
     if generator is None or isinstance(generator, torch.Generator):
-        return torch.randn(tuple(shape), generator=generator, dtype=dtype, device=device)
-    rows = [torch.randn(tuple(shape[1:]), generator=g, dtype=dtype, device=device) for g in generator]
+        return draw(tuple(shape), generator=generator, dtype=dtype, device=device)
+    rows = [draw(tuple(shape[1:]), generator=g, dtype=dtype, device=device) for g in generator]
     return torch.stack(rows) if rows else torch.empty(tuple(shape), dtype=dtype, device=device)
-
-
-def rand(shape: Sequence[int], generator: Generators, device: torch.device) -> Tensor:
-    """Uniform numbers on [0, 1) of `shape` (B, ...), float32, drawn like `normal`."""
-    if generator is None or isinstance(generator, torch.Generator):
-        return torch.rand(tuple(shape), generator=generator, dtype=torch.float32, device=device)
-    rows = [torch.rand(tuple(shape[1:]), generator=g, dtype=torch.float32, device=device) for g in generator]
-    return torch.stack(rows) if rows else torch.empty(tuple(shape), device=device)
 
 
 def uniform(n: int, generator: Generators, dtype: torch.dtype, device: torch.device) -> Tensor:

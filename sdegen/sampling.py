@@ -17,7 +17,7 @@ from sdegen.paths.priors import Normal
 from sdegen.solvers import ODESolver
 from sdegen.solvers.base import Problem, Result, Solver
 
-LIKELIHOOD_SOLVER = ODESolver("dopri8", rtol=1e-6)
+LATENT_SOLVER = ODESolver("dopri8", rtol=1e-6)
 """The default of encode and decode."""
 
 SIGNAL_LEFT = 0.05
@@ -112,7 +112,7 @@ def sample(
     _checks.generators(generator, shape[0], device)
     ends = interval(model, "data", u, solver.span)
     if x_T is None:
-        prior = model.path.prior_at(ends[0])
+        start = prior_draws(model, torch.empty(shape, dtype=dtype, device=device), ends[0], generator)
         if u is not None and 1 - ends[0] > SIGNAL_LEFT * ends[0]:
             warnings.warn(
                 f"Starting at u = {ends[0]:g} from N(0, sigma^2) assumes that the data no longer show there, and "
@@ -120,8 +120,6 @@ def sample(
                 UserWarning,
                 stacklevel=2,
             )
-        start = model.path.noise_like(torch.empty(shape, dtype=dtype, device=device), generator)
-        start = start * (prior.std if isinstance(prior, Normal) else 1.0)
     else:
         start = _checks.batch("x_T", x_T).to(device, dtype)
         if tuple(start.shape) != shape:
@@ -304,10 +302,16 @@ def solve(
 def ode_solver(solver: Solver | None, both_ways: bool = True) -> Solver:
     """`solver`, which must solve the ODE, both ways or to the data alone, or the default."""
     if solver is None:
-        return LIKELIHOOD_SOLVER
+        return LATENT_SOLVER
     if not isinstance(solver, Solver) or not getattr(solver, "solves_ode" if both_ways else "follows_ode"):
         raise TypeError(f"Only the ODE can be solved both ways: give Adams or an ODESolver, not {solver!r}.")
     return solver
+
+
+def prior_draws(model: Model, like: Tensor, u: float, generator: Generators) -> Tensor:
+    """Draws from the path's prior at the clock `u`, shaped like `like`."""
+    prior, z = model.path.prior_at(u), model.path.noise_like(like, generator)
+    return z * prior.std if isinstance(prior, Normal) else z
 
 
 def checked_result(result: object, solver: Solver) -> Result:

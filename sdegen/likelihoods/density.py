@@ -19,7 +19,7 @@ import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Protocol, cast
+from typing import ClassVar, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -61,11 +61,12 @@ class LogLikelihood:
         log_prob: log-densities, (B,).
         latent: x at the noise end, (B, *event).
         solver_error: an estimate of how far the solver's steps leave each log-density off, (B,), not negative; None
-            where the solver has none. With probes that are fresh at every query it speaks of the states alone: what the
-            quadrature misses drowns in their spread.
+            where the solver has none, or the path a source, whose score nobody knows. With probes that are fresh at
+            every query it speaks of the states alone: what the quadrature misses drowns in their spread.
         probe_error: one standard error of an estimated trace, (B,); 0 for the exact one, None for a single probe.
         prior_gap: how far the prior's log-density at the latent is from that of the data's law there, (B,), not
-            negative; 0 on a path that ends in pure noise, None where no `data` were given.
+            negative; 0 on a path that ends in pure noise, None where no `data` were given, or within a path that has a
+            source of its own.
         calls: network calls.
         accepted: steps taken.
         rejected: steps tried in vain.
@@ -80,7 +81,8 @@ class LogLikelihood:
     calls: int
     accepted: int
     rejected: int
-    kind: str = "density"
+
+    kind: ClassVar[str] = "density"
 
     @property
     def error(self) -> Tensor:

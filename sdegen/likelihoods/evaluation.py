@@ -52,8 +52,8 @@ class Evaluation:
         kind: "density", or "bound" for quantised data.
         complete: whether every sample is scored. All else is about those that are.
         errors: the numerical errors of `per_sample` by name, as far as they were estimated, each (n,) in nats:
-            "solver_error", "probe_error" and "prior_gap" of `log_likelihood`, the latter against 4096 of the data;
-            "solver_error" and "standard_error" of `discrete_log_prob`.
+            "solver_error", "probe_error" and, without `cond`, "prior_gap" of `log_likelihood`, the latter against 4096
+            of the data; "solver_error" and "standard_error" of `discrete_log_prob`.
     """
 
     per_sample: Tensor

@@ -24,14 +24,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
 from sdegen import _checks
 from sdegen._arguments import check_model
-from sdegen._shapes import Generators, event_size
+from sdegen._shapes import Generators, event_size, rand
 from sdegen.likelihoods.decoders import Discretized
 from sdegen.likelihoods.density import log_likelihood
 from sdegen.likelihoods.variational import IWAE
@@ -260,7 +260,10 @@ class DiscreteLogProb:
         log_weights: log w_k of every draw, (B, draws).
         size: d, the number of values in one sample.
         errors: the solver's estimate for each of them, (B, draws), in nats; None where it has none.
+        kind: "bound".
     """
+
+    kind: ClassVar[str] = "bound"
 
     log_weights: Tensor
     size: int
@@ -293,11 +296,6 @@ class DiscreteLogProb:
     def draws(self) -> int:
         """K, the number of draws of u for every sample."""
         return self.log_weights.shape[1]
-
-    @property
-    def kind(self) -> str:
-        """Which number it is: a "bound"."""
-        return "bound"
 
     @property
     def _over_draws(self) -> IWAE:
@@ -433,7 +431,6 @@ def _uniform(n: Tensor, generator: Generators) -> Tensor:
     """u like n: a Latin hypercube over the first axis, or with one generator per sample each row on its own."""
     _checks.generators(generator, len(n) if n.ndim else 1, n.device)
     if generator is not None and not isinstance(generator, torch.Generator):
-        rows = [torch.rand(n.shape[1:], generator=g, dtype=n.dtype, device=n.device) for g in generator]
-        return torch.stack(rows).reshape(n.shape) if rows else torch.empty_like(n)
+        return rand(n.shape, generator, n.dtype, n.device) if n.ndim else rand((1,), generator, n.dtype, n.device)[0]
     rank, shift = (torch.rand(n.shape, generator=generator, dtype=n.dtype, device=n.device) for _ in range(2))
     return (rank.argsort(0) + shift) / max(len(n), 1) if n.ndim else shift

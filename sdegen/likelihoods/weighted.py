@@ -29,8 +29,7 @@ from sdegen._arguments import batch_parts, check_model
 from sdegen._shapes import Generators
 from sdegen.likelihoods.density import log_prob
 from sdegen.models.base import Cond, Model
-from sdegen.paths.priors import Normal
-from sdegen.sampling import ode_solver, solve
+from sdegen.sampling import ode_solver, prior_draws, solve
 from sdegen.solvers.base import Solver
 
 
@@ -154,7 +153,8 @@ def importance(
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     parts = list(batch_parts(like.new_empty(n, 0), batch_size))
     conditions = [_checks.conditions_of_rows(cond, rows, n) for rows in parts]
-    z = _latents(model, like.detach().new_empty(sizes), generator)
+    _checks.generators(generator, n, like.device)
+    z = prior_draws(model, like.detach().new_empty(sizes), model.path.ends[1], generator)
     samples, log_weights = [], []
     for rows, received in zip(parts, conditions, strict=True):
         x = solve(model, z[rows], towards_data, cond=received, progress=progress).x
@@ -176,13 +176,6 @@ def _sizes(n: object, shape: object) -> tuple[int, ...]:
     if not event:
         raise ValueError("shape must be that of one sample, a tuple such as (2,), and it is ().")
     return n, *event
-
-
-def _latents(model: Model, like: Tensor, generator: Generators) -> Tensor:
-    """Draws from the path's prior."""
-    prior = model.path.prior_at(model.path.ends[1])
-    z = model.path.noise_like(like, _checks.generators(generator, len(like), like.device))
-    return z * prior.std if isinstance(prior, Normal) else z
 
 
 def _checked_target(value: object, n: int) -> Tensor:

@@ -65,11 +65,12 @@ def solve_density(problem: Problem, knots: Layout, order: int) -> Result:
     result = march(replace(problem, probes=None), knots.u, knots.t, _stepping(problem, knots, order, nodes), begun)
     moves, values = result.memory[0], torch.stack(result.memory[1 + min(steps + 1, order) :])
     laid = Layout(knots.u[nodes], knots.t[nodes], knots.clock)
-    integral = torch.tensordot(integral_weights(laid, POINTS).to(values), values, 1)
+    weights = integral_weights(laid, POINTS)
+    integral = torch.tensordot(weights.to(values), values, 1)
     size, probes = 0.5 * far(result.y, problem.u_to) + integral.detach().mean(1).abs(), cast(Probes, problem.probes)
     error = SHARE * moves + math.sqrt(steps) * torch.finfo(size.dtype).eps * size
     if not probes.fresh:
-        error = error + _roughness(laid, values.detach(), probes.exact)
+        error = error + _roughness(laid, weights, values.detach(), probes.exact)
     return replace(result, calls=steps + 1, divergence=integral, divergence_error=error, memory=())
 
 
@@ -109,9 +110,9 @@ def _stepping(problem: Problem, knots: Layout, order: int, nodes: Sequence[int])
     return step
 
 
-def _roughness(nodes: Layout, values: Tensor, exact: bool) -> Tensor:
-    """How far the quadrature of divergences (n, B, R) may be off, (B,)."""
-    apart = integral_weights(nodes, POINTS) - integral_weights(nodes, POINTS - 2)
+def _roughness(nodes: Layout, weights: Tensor, values: Tensor, exact: bool) -> Tensor:
+    """How far the quadrature of divergences (n, B, R) by these weights may be off, (B,)."""
+    apart = weights - integral_weights(nodes, POINTS - 2)
     error: Tensor = torch.tensordot(apart.to(values), values, 1).mean(1).abs()
     if not exact:
         return error

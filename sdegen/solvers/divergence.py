@@ -110,7 +110,7 @@ class _Fresh(Probes):
     def draw(cls, y: Tensor, probes: int, generator: Generators) -> _Fresh:
         """Random signs and orders for states like `y`."""
         shape, half = (len(y), probes), 1 << (_bits(event_size(y.shape)) - 1)
-        odd = 2 * (rand((*shape, 2), generator, y.device) * half).long() + 1
+        odd = 2 * (rand((*shape, 2), generator, torch.float32, y.device) * half).long() + 1
         z = signs((*shape, event_size(y.shape)), generator, y.dtype, y.device)
         return cls(z.transpose(0, 1), odd.permute(2, 1, 0)[..., None])
 

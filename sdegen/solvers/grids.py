@@ -20,7 +20,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, cached_property
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -72,19 +72,24 @@ class Layout:
     clock: Stretch | None = None
 
     @cached_property
+    def s(self) -> Tensor:
+        """The clock at the knots, after a ValueError if the grid has none."""
+        if self.clock is None:
+            raise ValueError("Adams needs a grid whose clock s(u) is finite at both ends, and this one has none.")
+        return self.clock.s(self.u)
+
+    @cached_property
     def moments(self) -> Tensor:
         """The integrals over u of xi^i, i = 0 ... 5, xi rising from 0 to 1 with s over every step, (N, 6).
 
         By parts they are i times the integral over xi of xi^(i-1) (u_{k+1} - u(xi)), which needs no slope of the clock.
         The nodes crowd at both ends, where u may be any power of s.
         """
-        if self.clock is None:
-            raise ValueError("Moments need a clock s(u) that is finite at both ends, and this grid has none.")
-        (x, weights), s = quadrature(), self.clock.s(self.u)
+        (x, weights), s, to_u = quadrature(), self.s, cast(Stretch, self.clock).u
         xi = x**3 * (10 - 15 * x + 6 * x**2)
-        inside = self.clock.u(torch.addcmul(s[:-1, None], torch.diff(s)[:, None], xi))
+        inside = to_u(torch.addcmul(s[:-1, None], torch.diff(s)[:, None], xi))
         rest = weights * 30 * (x * (1 - x)) ** 2 * (self.u[1:, None] - inside)
-        powers = torch.linalg.vander(xi, N=7) * torch.arange(1, 8)
+        powers = torch.linalg.vander(xi, N=5) * torch.arange(1, 6)
         return torch.cat([torch.diff(self.u)[:, None], rest @ powers], 1)
 
 

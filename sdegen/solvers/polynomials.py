@@ -14,15 +14,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sdegen.solvers.grids import Layout, Stretch
+from sdegen.solvers.grids import Layout
 from sdegen.solvers.scheme import Row
-
-
-def clock_of(knots: Layout) -> Stretch:
-    """The grid's clock, after a ValueError if it has none."""
-    if knots.clock is None:
-        raise ValueError("Polynomials need a grid whose clock s(u) is finite at both ends, and this one has none.")
-    return knots.clock
 
 
 def exact_rows(knots: Layout, most: int, rows: int, ahead: int = 0) -> list[Row]:
@@ -31,7 +24,7 @@ def exact_rows(knots: Layout, most: int, rows: int, ahead: int = 0) -> list[Row]
     They weigh the values at the knot `ahead` of a step's first and backwards; a step with fewer of them behind it has
     as many equations fewer.
     """
-    s, back = clock_of(knots).s(knots.u), torch.arange(most)
+    s, back = knots.s, torch.arange(most)
     k = torch.arange(rows)[:, None]
     xi = (s[(k + ahead - back).clamp(min=0)] - s[k]) / (s[k + 1] - s[k])
     known = back <= k + ahead
@@ -47,7 +40,7 @@ def integral_weights(knots: Layout, points: int) -> Tensor:
     Each step takes the polynomial through `points` of them (all, where there are fewer), as many before it as after it
     wherever the ends allow.
     """
-    s, n = clock_of(knots).s(knots.u), len(knots.u)
+    s, n = knots.s, len(knots.u)
     points = min(points, n)
     k = torch.arange(n - 1)[:, None]
     used = (k + 1 - points // 2).clamp(0, n - points) + torch.arange(points)

@@ -64,7 +64,7 @@ def test_the_continuous_bound_of_a_part_is_that_of_a_path_of_its_own():
 
 
 def test_noised_data_cost_one_call_more_and_have_one_term_more():
-    net, doubled = Counting(), Counting(doubled=True)
+    net = Counting()
     model, x = sdegen.ScoreModel(net, VE), torch.randn(6, 2)
 
     def calls(verb, *arguments, **options):
@@ -83,8 +83,25 @@ def test_noised_data_cost_one_call_more_and_have_one_term_more():
     assert calls(sdegen.continuous_vlb, draws=6)[1] == 7
     single = sdegen.vlb(model, x, steps=1, variance="posterior")
     assert single.transitions.shape == (6, 1)
-    loss = sdegen.hybrid_loss(sdegen.ScoreModel(doubled, VE, learns_variance=True), x, steps=7)
-    assert math.isfinite(loss)
+
+
+def test_the_hybrid_loss_of_noised_data_has_the_bound_s_terms_in_it():
+    """Its weight adds, in the mean, the bound without L_K, in nats a value; the decoder's step is one of K + 1."""
+    model = sdegen.ScoreModel(lambda x, t: torch.cat([0.3 * x, torch.tanh(x)], 1), VE, learns_variance=True)
+    x = torch.tensor([[0.4, -0.9]]).expand(40_000, 2)
+    bound = sdegen.vlb(model, x, steps=7, variance="learned")
+    expected, spread = (bound.total - bound.prior) / 2, []
+    for seed in range(30):
+        heavy, light = (
+            sdegen.hybrid_loss(model, x, steps=7, weight=weight, generator=torch.Generator().manual_seed(seed))
+            for weight in (1.0, 0.0)
+        )
+        spread.append(heavy - light)
+    found = torch.stack(spread)
+    assert abs(float(found.mean() - expected.mean())) < 5 * float(found.std()) / math.sqrt(30) + 5 * float(
+        expected.std()
+    ) / math.sqrt(40_000)
+    assert float(found.std()) < 0.05 * float(expected.mean().abs())
 
 
 @pytest.mark.parametrize(("place", "named"), [(1.0, "beta"), (-1.0, "posterior")])

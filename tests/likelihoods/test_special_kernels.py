@@ -62,6 +62,20 @@ def test_a_compiled_network_passes_and_gives_every_product(how):
     assert batched.shape == (3, 5, 4)
 
 
+@pytest.mark.skipif(not hasattr(torch.compiler, "set_stance"), reason="torch before 2.6 cannot switch it off")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("every", [None, 5])
+def test_the_density_of_a_compiled_network_is_differentiable(every):
+    """Its steps are computed again uncompiled in the backward pass too."""
+    slopes = []
+    for net in compiled("wrapped"):
+        x = torch.linspace(-1, 1, 8).reshape(2, 4).requires_grad_(True)
+        model = sdegen.ScoreModel(net, sdegen.CondOT(), "velocity")
+        found = sdegen.log_likelihood(model, x, sdegen.Adams(12), differentiable=True, checkpoint_every=every)
+        slopes.append(torch.autograd.grad(found.log_prob.sum(), x)[0])
+    torch.testing.assert_close(*slopes)
+
+
 class Attention(nn.Module):
     """Attention of eight tokens, by the module or by the function."""
 

@@ -87,5 +87,5 @@ def test_a_grid_without_a_clock_is_refused():
     grid = sdegen.KarrasGrid(float("inf"))
     with pytest.raises(ValueError, match=r"Adams needs a grid whose clock s\(u\) is finite at both ends"):
         sdegen.log_prob(model, x, sdegen.Adams(20, grid=grid))
-    with pytest.raises(ValueError, match=r"Polynomials need a grid whose clock s\(u\) is finite at both ends"):
+    with pytest.raises(ValueError, match=r"Adams needs a grid whose clock s\(u\) is finite at both ends"):
         sdegen.log_prob(model, x, sdegen.AdamsUntil(grid=grid))

@@ -24,9 +24,10 @@ import torch
 from torch import Tensor, nn
 
 from sdegen import _checks
+from sdegen._derivatives import twice_differentiable
 from sdegen._shapes import Generators, generator_of_rows
 from sdegen.models.base import Model, Query
-from sdegen.solvers.divergence import Probes, products, twice_differentiable
+from sdegen.solvers.divergence import Probes, products
 from sdegen.solvers.grids import Grid, Layout, lay
 
 

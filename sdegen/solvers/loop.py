@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from sdegen import _checks
+from sdegen._derivatives import uncompiled
 from sdegen._shapes import like
 from sdegen.solvers.base import Problem, Result
-from sdegen.solvers.divergence import uncompiled
 from sdegen.solvers.noise import normals_of_step
 
 CHECK_EVERY = 32

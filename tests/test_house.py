@@ -26,7 +26,7 @@ LAYERS = [  # a file imports only from rows above its own
     {"paths.chain"},
     {"models.base"},
     {"models.products", "models.wrapped"},
-    {"models.exact", "models.model", "models.guidance"},
+    {"models.exact", "models.model", "models.guidance", "models.watched"},
     {"models.observed"},
     {"_arguments"},
     {"solvers.noise", "solvers.divergence", "solvers.grids"},

@@ -167,6 +167,7 @@ class Clipped(Wrapped):
         super().__init__(model)
         self.low, self.high = _checks.real("low", low), _checks.real("high", high)
         self.quantile, self.most = _checked_thresholds(low, high, quantile, most)
+        self.clips = True
 
     def change(self, D: Slope, y: Tensor, u: Tensor, r: Tensor, t: Tensor, cond: Mapping[str, object]) -> Tensor:
         """D + (x_hat - x_hat') / u."""

@@ -34,7 +34,7 @@ class _Forwarding(Model):
             raise TypeError(f"A wrapper takes a model, such as a ScoreModel, and it was given {model!r}.")
         self.model = model
         self.path = model.path
-        self.learns_variance = model.learns_variance
+        self.learns_variance, self.clips = model.learns_variance, model.clips
 
     @property
     def clocks(self) -> tuple[float, float]:

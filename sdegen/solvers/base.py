@@ -53,6 +53,8 @@ class Problem:
         checkpoint_every: None, or the number of steps whose activations the backward pass computes again, as in
             `solve`.
         shared: the names in `cond` that belong to the whole batch and are not cut with it.
+        callback: None, or what `march` calls as callback(k, u, y) after step k, with the clock and the state
+            (B, *event) where it arrived.
     """
 
     model: Model
@@ -69,6 +71,7 @@ class Problem:
     differentiable: bool = False
     checkpoint_every: int | None = None
     shared: frozenset[str] = frozenset()
+    callback: Callable[[int, float, Tensor], None] | None = None
 
     @property
     def start(self) -> Tensor:
@@ -211,6 +214,11 @@ class Solver(ABC):
     @property
     def differentiable(self) -> bool:
         """Whether autograd passes through it, as `differentiable=True` needs: not where it chooses its own steps."""
+        return True
+
+    @property
+    def takes_callback(self) -> bool:
+        """Whether `solve` may call the user's function after every step: where the loop is `march`, not an engine's."""
         return True
 
     @property

@@ -52,7 +52,7 @@ PATHS = {
     "ve": sdegen.VESDE(),
     "ddpm": sdegen.DDPM.linear(1000),
     "ddpm smooth": sdegen.DDPM.linear(1000, smooth=True),
-    "ddpm zero snr": zero_snr(sdegen.DDPM.linear(1000)),
+    "ddpm zero snr": zero_snr(sdegen.DDPM.linear(1000), smooth=True),
     "condot": sdegen.CondOT(),
     "condot sigma_min": sdegen.CondOT(0.01),
     "trigonometric": sdegen.Trigonometric(),

@@ -147,6 +147,9 @@ class Clipped(Wrapped):
     units of half its width, s is this quantile of |x_hat| over each event, held in [1, most], and x_hat' is x_hat
     clipped to [-s, s] and divided by s.
 
+    Where the model's own samples would leave [low, high], the clipped ODE gathers them on its ends: `log_prob` is the
+    density of the rest, and integrates to less than one.
+
     Args:
         model: the model to clip.
         low: the least value of the data.
@@ -244,6 +247,8 @@ def _checked_thresholds(low: float, high: float, quantile: float | None, most: f
         raise ValueError("quantile must be above 0, and it is 0.")
     if most != math.inf:
         _checks.real("most", most, 1)
+        if quantile is None:
+            raise ValueError(f"most is about dynamic thresholding, and most = {most} came without a quantile.")
     return quantile, most
 
 

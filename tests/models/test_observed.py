@@ -97,7 +97,7 @@ def test_more_iterations_solve_more_of_a_large_system():
     for n in (1, 4, 20):
         observed = sdegen.Observed(law.model(path), torch.eye(20), z, 0.1, iterations=n)
         off.append(float((observed.data(x, 0.3).detach() - exact).abs().max()))
-    assert off[0] > 10 * off[1] > 100 * off[2]
+    assert off[0] > 2 * off[1] > 1e4 * off[2]
     assert off[2] < 1e-6
     default = sdegen.Observed(law.model(path), torch.eye(20), z, 0.1)
     assert default.iterations == 8

@@ -87,18 +87,18 @@ def test_pictures_are_seen_through_masks_and_coarse_grids():
 
 
 def test_more_iterations_solve_more_of_a_large_system():
-    """Twenty observed values of twenty variances: 8 steps by default, 20 are exact."""
+    """Twenty observed values of twenty variances: 8 steps by default, more are exact."""
     path, variances = sdegen.VPSDE(), torch.logspace(-3, 0, 20)
     law = sdegen.Gaussian(torch.zeros(20), variances.sqrt())
     z, x = torch.linspace(-1, 1, 20), torch.randn(4, 20)
     mean, std = variances / (variances + 0.01) * z, (0.01 * variances / (variances + 0.01)).sqrt()
     exact = sdegen.Gaussian(mean, std).model(path).data(x, 0.3)
     off = []
-    for n in (1, 4, 20):
+    for n in (1, 8, 30):
         observed = sdegen.Observed(law.model(path), torch.eye(20), z, 0.1, iterations=n)
         off.append(float((observed.data(x, 0.3).detach() - exact).abs().max()))
-    assert off[0] > 2 * off[1] > 1e4 * off[2]
-    assert off[2] < 1e-6
+    assert off[0] > 10 * off[1] > 1e4 * off[2]
+    assert off[2] < 1e-10
     default = sdegen.Observed(law.model(path), torch.eye(20), z, 0.1)
     assert default.iterations == 8
 

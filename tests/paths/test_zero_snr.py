@@ -8,7 +8,7 @@ import pickle
 
 import pytest
 import torch
-from chains import DATA, M, S, Theory, nodes
+from chains import DATA, Counting, M, S, Theory, nodes
 from problems import affine_law, ring, zero_snr
 
 import sdegen
@@ -129,6 +129,16 @@ def test_its_integers_and_its_shorter_chains():
     assert float(trailing[0]) == 1.0
     assert torch.equal((path.time(trailing) * 1000).round().long(), torch.arange(1000, -1, -20))
     assert float(leading[0]) < 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_solvers_show_the_network_whole_integers(dtype):
+    path, net = zero_snr(sdegen.DDPM.linear(333)), Counting()
+    model, x = sdegen.ScoreModel(net, path, "v", time=path.index), torch.randn(2, 1, dtype=dtype)
+    for solver in (sdegen.Ancestral(), sdegen.DDIM()):
+        net.times.clear()
+        sdegen.solve(model, x, solver)
+        assert torch.equal(torch.stack(net.times)[:, 0], torch.arange(332, -1, -1, dtype=dtype))
 
 
 # What it refuses

@@ -42,6 +42,7 @@ def test_the_last_step_is_a_straight_line_to_pure_noise(betas, smooth):
     start = torch.prod(1 - betas[:-1]).sqrt()
     torch.testing.assert_close(path.alpha(t), start * (1 - q), rtol=1e-11, atol=0)
     torch.testing.assert_close(path.sigma(t) ** 2 + path.alpha(t) ** 2, torch.ones(9), rtol=1e-14, atol=0)
+    torch.testing.assert_close(torch.exp(-0.5 * path.integrated_beta(t)), path.alpha(t), rtol=1e-13, atol=0)
     assert path.ends == (0.0, 1.0)
     assert path.prior.std == 1.0
     assert [float(f(1.0)) for f in (path.alpha, path.sigma, path.clock)] == [0.0, 1.0, 1.0]

@@ -20,7 +20,7 @@ LAYERS = [  # a file imports only from rows above its own
     {"_checks"},
     {"journal"},
     {"paths", "models", "training", "likelihoods"},
-    {"paths.priors", "paths.consistency", "paths.inverse", "nets"},
+    {"paths.priors", "paths.consistency", "paths.inverse", "models.preconditioned", "nets"},
     {"paths.gaussian"},
     {"paths.diffusions", "paths.flows"},
     {"paths.chain"},
@@ -57,7 +57,7 @@ LAYERS = [  # a file imports only from rows above its own
     {"training.couplings", "training.times"},
     {"training.losses"},
     {"interop.adapted"},
-    {"interop.flow_libraries", "interop.zuko"},
+    {"interop.edm", "interop.flow_libraries", "interop.zuko"},
     {"interop"},
     {"sdegen"},
 ]

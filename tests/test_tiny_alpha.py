@@ -96,6 +96,26 @@ def test_no_path_of_ours_but_a_cosine_chain_is_warned_of(path, predicts):
         assert "singular" in str(error)  # noqa: PT017  # either is right
 
 
+def test_the_factor_decides():
+    """Above 1000 it is told; a factor of clean data is not meant."""
+
+    class Factor(sdegen.Wrapped):
+        factor = 990.0
+
+        def gain(self, u):
+            return torch.full_like(u, self.factor)
+
+        def change(self, D, y, u, r, t, cond):
+            return D(y, cond=cond)
+
+    model = Factor(network(predicts="v"))
+    sdegen.solve(model, X, sdegen.DDIM(4))
+    model.factor = 1010.0
+    with pytest.warns(sdegen.AccuracyWarning, match=r"multiplied by 1.01e\+03"):
+        sdegen.solve(model, X, sdegen.DDIM(4))
+    sdegen.solve(network(predicts="data"), X, sdegen.DDIM(4), u=(0.0005, 0.0))
+
+
 def test_towards_noise_samples_are_not_warned_of():
     """They only arrive there."""
     sdegen.encode(network(), X, sdegen.Adams(4))

@@ -66,6 +66,11 @@ def test_it_is_about_the_part_that_is_followed(u):
     sdegen.solve(network(), X, sdegen.DDIM(4), u=(0.999, u[1]))
 
 
+def test_a_part_that_lies_there_altogether_has_no_pair():
+    with pytest.warns(sdegen.AccuracyWarning, match=r"Stay below u = 0.999, or give the model as sdegen.Clipped"):
+        sdegen.solve(network(), X, sdegen.DDIM(4), u=(0.9999, 0.9995))
+
+
 def test_a_moved_and_a_wrapped_model_has_the_factor_of_its_network():
     class Same(sdegen.Wrapped):
         def change(self, D, y, u, r, t, cond):

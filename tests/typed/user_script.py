@@ -158,6 +158,15 @@ def sample(model: sdegen.ScoreModel) -> None:
     sdegen.decode(model, z, Bashforth(2), differentiable=True, checkpoint_every=2).sum().backward()
     calls: int = solution.calls
     assert calls == 8
+    clocks: list[float] = []
+
+    def told(k: int, u: float, x: Tensor, x_hat: Tensor) -> None:
+        clocks.append(u + 0 * k + float((x - x_hat).sum()))
+
+    sdegen.solve(model, z, sdegen.Adams(4), callback=told)
+    assert len(clocks) == 4
+    x_hat, eps_hat = model.denoise(x, 0.5)
+    assert x_hat.shape == eps_hat.shape
     own: Tensor | None = sdegen.solve(model, z, sdegen.ODESolver("dopri5", rtol=1e-2, steps_for="sample")).sample_calls
     assert own is not None
     assert own.shape == (4,)

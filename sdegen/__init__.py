@@ -17,7 +17,9 @@ from sdegen.likelihoods.variational import IWAE, VLB, iwae, vlb
 from sdegen.likelihoods.weighted import Estimate, Importance, importance
 from sdegen.models.base import Model
 from sdegen.models.exact import Gaussian, GaussianMixture
+from sdegen.models.guidance import ClassifierFree, Clipped, Guided
 from sdegen.models.model import ScoreModel
+from sdegen.models.observed import Observed
 from sdegen.models.wrapped import Wrapped
 from sdegen.paths.chain import DDPM
 from sdegen.paths.diffusions import VESDE, VPSDE, CosineVPSDE, SubVPSDE
@@ -70,6 +72,7 @@ __all__ = ["__version__"]
 __all__ += ["DDPM", "VESDE", "VPSDE", "CosineVPSDE", "GaussianPath", "SubVPSDE"]
 __all__ += ["CondOT", "Interpolant", "Retimed", "Trigonometric"]
 __all__ += ["Gaussian", "GaussianMixture", "Model", "ScoreModel", "Wrapped", "vector_field"]
+__all__ += ["ClassifierFree", "Clipped", "Guided", "Observed"]
 __all__ += ["DDIM", "Adams", "AdamsUntil", "Ancestral", "ODESolver", "SDESolver", "StochasticAdams"]
 __all__ += ["DEIS", "DPMSolver", "Heun", "SASolver", "UniPC"]
 __all__ += ["Churn", "Langevin", "Renoised", "Restart"]

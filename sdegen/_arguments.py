@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -13,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from sdegen import _checks
-from sdegen.models.base import Model
+from sdegen._checks import AccuracyWarning
+from sdegen.models.base import SHORT_OF_AN_END, Model
 
 
 def check_model(model: object) -> None:
@@ -43,6 +45,31 @@ def interval(
     ends = min(max(u_from, low), high), min(max(u_to, low), high)
     model.covers(*ends)
     return ends
+
+
+MOST_GAIN = 1000.0
+"""How many times an error of the network may enter dy/du at the noise end without a word: 153 for eps on VP."""
+
+
+def warn_of_tiny_alpha(model: Model, u_from: float, u_to: float) -> None:
+    """An AccuracyWarning where a network is asked so near pure noise that its errors are multiplied a thousand times.
+
+    An infinite factor is no matter of accuracy: such a question is refused, see `Model.plan`.
+    """
+    top, inside = max(u_from, u_to), 1 - SHORT_OF_AN_END
+    if model.clips or top <= inside:
+        return
+    gain = float(model.gain(torch.tensor([top], dtype=torch.float64)))
+    if not MOST_GAIN < gain < math.inf:
+        return
+    start, end = (min(u, inside) for u in (u_from, u_to))
+    warnings.warn(
+        f"At u = {top:.6g} alpha/sigma is {(1 - top) / top:.2g}, and what is wrong with the network's answer there is "
+        f"multiplied by {gain:.3g}: samples may explode, and densities be off. Give u=({start}, {end}), which stays "
+        "inside, or the model as sdegen.Clipped(model, low, high), whose x_hat stays in the range of the data.",
+        AccuracyWarning,
+        stacklevel=_checks.stacklevel_outside(),
+    )
 
 
 def straight(model: Model, x: Tensor, u: float, differentiable: bool = False) -> Tensor:

@@ -157,9 +157,13 @@ def shared_names(cond: object) -> frozenset[str]:
     return frozenset(name for name, value in conditions(cond).items() if isinstance(value, Shared))
 
 
-def network_arguments(
-    cond: Mapping[str, object], rows: slice | Tensor | None = None, size: int = 0
-) -> dict[str, object]:
+class Received(dict[str, object]):
+    """What a network receives by its arguments' names, and the names of those that are `Shared` by the whole batch."""
+
+    shared: frozenset[str] = frozenset()
+
+
+def network_arguments(cond: Mapping[str, object], rows: slice | Tensor | None = None, size: int = 0) -> Received:
     """What the network receives for some `rows` of a batch of `size`, or for all of it.
 
     A tensor whose first dimension is `size` has one row per sample and is cut; what is `Shared` is handed over whole.
@@ -167,7 +171,8 @@ def network_arguments(
     whether its entries are samples.
     """
     whole = rows is None or (isinstance(rows, slice) and rows == slice(0, size))
-    received: dict[str, object] = {}
+    received = Received()
+    received.shared = shared_names(cond)
     for name, value in cond.items():
         if isinstance(value, Shared):
             received[name] = value.value

@@ -16,7 +16,7 @@ from sdegen.solvers import ODE_METHODS, SCHEMES, SDE_METHODS
 
 ROOT = Path(__file__).parent.parent
 LAYERS = [  # a file imports only from rows above its own
-    {"_version", "_shapes", "_fingerprint"},
+    {"_version", "_shapes", "_fingerprint", "_derivatives"},
     {"_checks"},
     {"journal"},
     {"paths", "models", "training", "likelihoods"},
@@ -26,7 +26,8 @@ LAYERS = [  # a file imports only from rows above its own
     {"paths.chain"},
     {"models.base"},
     {"models.products", "models.wrapped"},
-    {"models.exact", "models.model"},
+    {"models.exact", "models.model", "models.guidance", "models.watched"},
+    {"models.observed"},
     {"_arguments"},
     {"solvers.noise", "solvers.divergence", "solvers.grids"},
     {"solvers.base"},

@@ -25,8 +25,9 @@ import torch
 from torch import Tensor
 
 from sdegen import _checks
-from sdegen._arguments import batch_parts, check_model, interval, scale_at, solving, straight
+from sdegen._arguments import batch_parts, check_model, interval, scale_at, solving, straight, warn_of_tiny_alpha
 from sdegen._checks import NonFiniteError
+from sdegen._derivatives import uncompiled
 from sdegen._shapes import Generators, event_size, generator_of_rows
 from sdegen.likelihoods.gap import prior_gap
 from sdegen.likelihoods.gradients import products_at_once
@@ -34,7 +35,7 @@ from sdegen.models.base import Cond, Model
 from sdegen.sampling import check_gradients, checked_result, ode_solver
 from sdegen.solvers import AdamsUntil, Exact, Hutchinson, ODESolver
 from sdegen.solvers.base import Problem, Result, Solver
-from sdegen.solvers.divergence import Probes, Trace, standard_error, uncompiled
+from sdegen.solvers.divergence import Probes, Trace, standard_error
 from sdegen.solvers.grids import steps_on
 from sdegen.solvers.scheme import Scheme
 
@@ -172,6 +173,7 @@ def log_likelihood(
     coarser = _coarser(solver) if second_solve and not knows else None
     fresh = solver.takes_fresh_probes and coarser is None
     ends = interval(model, "noise", u, solver.span)
+    warn_of_tiny_alpha(model, *ends)
     end = _End(_checked_prior(prior, model, ends[1]), prior is not None, data)
     parts = []
     with solving(model, differentiable), nullcontext() if trace == Hutchinson(1) else uncompiled():

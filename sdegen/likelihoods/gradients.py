@@ -28,10 +28,11 @@ import torch
 from torch import Tensor, nn
 
 from sdegen import _checks
+from sdegen._derivatives import uncompiled
 from sdegen._shapes import like, normal, signs, sum_event
 from sdegen.models.base import Model, Query, prediction_row
 from sdegen.models.model import ScoreModel
-from sdegen.solvers.divergence import PROBES_AT_ONCE, uncompiled
+from sdegen.solvers.divergence import PROBES_AT_ONCE
 
 FRACTIONS = (0.02, 0.5, 0.98)
 """Of the way from one end to the other on the straight clock: where the network is looked at."""

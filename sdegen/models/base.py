@@ -37,7 +37,13 @@ Cond = Mapping[str, object] | None
 Number = Tensor | float
 Coefficients = tuple[Number, Number, Number]
 
-PREDICTIONS: dict[str, Callable[[GaussianPath, Tensor, Tensor, Tensor], Coefficients]] = {
+CoefficientsAt = Callable[[GaussianPath, Tensor, Tensor, Tensor], Coefficients]
+"""(path, t, alpha, sigma) to (a, b, m)."""
+
+SHORT_OF_AN_END = 1e-3
+"""How far from a singular end of the clock a solve is advised to stay: there 1/u and 1/(1-u) are 1000."""
+
+PREDICTIONS: dict[str, CoefficientsAt] = {
     "eps": lambda path, t, alpha, sigma: (0.0, 1.0, 1.0),
     "score": lambda path, t, alpha, sigma: (0.0, 1.0, -sigma),
     "data": lambda path, t, alpha, sigma: (1.0, 0.0, 1.0),
@@ -51,7 +57,11 @@ def prediction_row(
     name: str, path: GaussianPath, t: Tensor, alpha: Tensor, sigma: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(a, b, m) of the prediction p called `name`, each shaped like t: m p = a x + b eps."""
-    row = PREDICTIONS[name](path, t, alpha, sigma)
+    return _full(PREDICTIONS[name](path, t, alpha, sigma), t)
+
+
+def _full(row: Coefficients, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(a, b, m), each shaped like t."""
     a, b, m = (n.to(t) if isinstance(n, Tensor) else torch.full_like(t, n) for n in row)
     return a, b, m
 
@@ -133,12 +143,14 @@ class Model(nn.Module, ABC):
         predicts: what its network returns on that path; None where there is none, or where it has another path.
         exact: whether its answers are conditional expectations in closed form.
         learns_variance: whether its network also answers for the variance of a chain's steps.
+        clips: whether x_hat is held in the range of the data, so that no error of the network can grow beyond it.
     """
 
     path: GaussianPath
     predicts: str | None = None
     exact: bool = False
     learns_variance: bool = False
+    clips: bool = False
 
     @property
     @abstractmethod
@@ -216,8 +228,8 @@ class Model(nn.Module, ABC):
         if min(u_from, u_to) < low - slack or max(u_from, u_to) > high + slack:
             ends = [max(min(end, high), low) for end in (u_from, u_to)]
             raise ValueError(
-                f"The network was trained between the clocks u = {low} and {high}, and {self.path!r} is to be followed "
-                f"from u = {u_from} to {u_to}; u=({ends[0]}, {ends[1]}) stays inside."
+                f"The model answers between the clocks u = {low} and {high}, and {self.path!r} is to be followed from "
+                f"u = {u_from} to {u_to}; u=({ends[0]}, {ends[1]}) stays inside."
             )
 
     def needs_score(self, what: str) -> None:
@@ -259,12 +271,52 @@ class Model(nn.Module, ABC):
             wrong = float(u[~torch.isfinite(table).all(0)][0])
             why = "has no finite coefficients" if self.predicts is None else f"is singular for {self.predicts!r}"
             raise ValueError(
-                f"The model is to be queried at u = {wrong:g}, where {self.path!r} {why}; keep away from there by "
-                "u=(from, to) or another path, or train a network for 'v', which is singular nowhere."
+                f"The model is to be queried at u = {wrong:g}, where {self.path!r} {why}; {self._advice(wrong)}another "
+                "path may do, or a network trained for 'v', which is singular nowhere."
             )
         known = table[1:] if table.device.type == "cpu" and not table.requires_grad else None
         times, *rest = table.to(y.device, y.dtype)
         return Plan(times, tuple(rest), self.working_dtype(y.dtype), len(y), known)
+
+    def _advice(self, wrong: float) -> str:
+        """The pairs u=(from, to) that stay away from a singular end of the path, `wrong` or the other one."""
+        ends = tuple(min(max(end, self.clocks[0]), self.clocks[1]) for end in self.path.ends)
+        u = torch.tensor(ends, dtype=torch.float64)
+        t, numbers = self.query(u, self.path.time(u), -torch.ones_like(u), torch.ones_like(u), torch.zeros_like(u))
+        finite = torch.isfinite(torch.stack([t, *numbers])).all(0).tolist()
+        singular = [not ok or abs(wrong - end) < SHORT_OF_AN_END for ok, end in zip(finite, ends, strict=True)]
+        if not any(singular):
+            return "keep away from there by u=(from, to); "
+        low, high = (
+            round(end + inwards, 12) if wrong_end else end
+            for end, inwards, wrong_end in zip(ends, (SHORT_OF_AN_END, -SHORT_OF_AN_END), singular, strict=True)
+        )
+        return f"u=({high}, {low}) towards the data, or u=({low}, {high}) towards noise, stays inside; "
+
+    def denoise(self, x_t: Tensor, t: float | Tensor, cond: Cond = None) -> tuple[Tensor, Tensor]:
+        """What is behind x_t, the data and the noise, by one network call.
+
+        With y = x_t/r, u = sigma/r, r = alpha + sigma, and the slope D = eps_hat - x_hat,
+
+            x_hat = y - u D        eps_hat = y + (1-u) D
+
+        which is finite wherever D is: for a network that predicts eps at clean data too, where `.data` is x_t itself,
+        and for one that predicts the data at pure noise.
+
+        Args:
+            x_t: states, (B, *event).
+            t: the path's own time, a number or (B,).
+            cond: keyword arguments for the network.
+
+        Returns:
+            (x_hat, eps_hat), E[x | x_t] and E[eps | x_t], each shaped like `x_t` and in its dtype.
+
+        Raises:
+            TypeError: an argument of another type.
+            ValueError: a time off the path, or at an end where D is infinite.
+        """
+        y, u, D = self._answer_at(x_t, t, cond, lambda path, t, alpha, sigma: (-1.0, 1.0, 1.0), "slope")
+        return (y - u * D).to(x_t.dtype), (y + (1 - u) * D).to(x_t.dtype)
 
     def eps(self, x_t: Tensor, t: float | Tensor, cond: Cond = None) -> Tensor:
         """E[eps | x_t], the noise; the other predictions below take the same arguments.
@@ -304,6 +356,12 @@ class Model(nn.Module, ABC):
             self.needs_score("This query")
         if name == self.predicts:
             return cast(Tensor, self(x_t, t, cond))
+        return self._answer_at(x_t, t, cond, PREDICTIONS[name], name)[2].to(x_t.dtype)
+
+    def _answer_at(
+        self, x_t: Tensor, t: float | Tensor, cond: Cond, row: CoefficientsAt, name: str
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(y, u, p) at `x_t`: the p with m p = a x_hat + b eps_hat for the (a, b, m) of `row`, by one network call."""
         _checks.batch("x_t", x_t, finite=False)
         x = x_t.to(torch.promote_types(x_t.dtype, torch.float32))
         t = self.path.checked_times(batch_of_times(t, x))
@@ -313,10 +371,11 @@ class Model(nn.Module, ABC):
         r = alpha + sigma
         if len(x) and t.device.type == "cpu":
             self.covers(float((sigma / r).min()), float((sigma / r).max()), slack=1e-6)
-        a, b, m = prediction_row(name, self.path, t, alpha, sigma)
+        a, b, m = _full(row(self.path, t, alpha, sigma), t)
         c, d = a / m, b / m
         if t.device.type == "cpu" and not bool((torch.isfinite(c) & torch.isfinite(d)).all()):
             wrong = float(t[~(torch.isfinite(c) & torch.isfinite(d))][0])
             raise ValueError(f"The {name} is infinite at t = {wrong:g} on {self.path!r}; ask for it inside the path.")
-        query = self.plan(x, sigma / r, t, c, d).rows(slice(None), x)
-        return self.estimate(x / like(r, x), query, _checks.network_arguments(_checks.conditions(cond))).to(x_t.dtype)
+        query, y = self.plan(x, sigma / r, t, c, d).rows(slice(None), x), x / like(r, x)
+        answer = self.estimate(y, query, _checks.network_arguments(_checks.conditions(cond)))
+        return y, like(sigma / r, x), answer

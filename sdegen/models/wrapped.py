@@ -34,7 +34,7 @@ class _Forwarding(Model):
             raise TypeError(f"A wrapper takes a model, such as a ScoreModel, and it was given {model!r}.")
         self.model = model
         self.path = model.path
-        self.learns_variance = model.learns_variance
+        self.learns_variance, self.clips = model.learns_variance, model.clips
 
     @property
     def clocks(self) -> tuple[float, float]:
@@ -107,7 +107,8 @@ class Wrapped(_Forwarding):
             return value
 
         answer = combined(from_y, y, from_D, _like_state(self.change(D, y, *_as_tensors(y, u, r, t), cond), y))
-        return answer, positions[0][: len(y)]
+        place = positions[0][: len(y)]
+        return answer, place if torch.is_grad_enabled() else place.detach()
 
     def on(self, path: GaussianPath) -> Model:
         """The same change of the inner model on another path."""

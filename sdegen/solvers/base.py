@@ -24,9 +24,10 @@ import torch
 from torch import Tensor, nn
 
 from sdegen import _checks
+from sdegen._derivatives import twice_differentiable
 from sdegen._shapes import Generators, generator_of_rows
 from sdegen.models.base import Model, Query
-from sdegen.solvers.divergence import Probes, products, twice_differentiable
+from sdegen.solvers.divergence import Probes, products
 from sdegen.solvers.grids import Grid, Layout, lay
 
 
@@ -52,6 +53,8 @@ class Problem:
         checkpoint_every: None, or the number of steps whose activations the backward pass computes again, as in
             `solve`.
         shared: the names in `cond` that belong to the whole batch and are not cut with it.
+        callback: None, or what `march` calls as callback(k, u, y) after step k, with the clock and the state
+            (B, *event) where it arrived.
     """
 
     model: Model
@@ -68,6 +71,7 @@ class Problem:
     differentiable: bool = False
     checkpoint_every: int | None = None
     shared: frozenset[str] = frozenset()
+    callback: Callable[[int, float, Tensor], None] | None = None
 
     @property
     def start(self) -> Tensor:
@@ -210,6 +214,11 @@ class Solver(ABC):
     @property
     def differentiable(self) -> bool:
         """Whether autograd passes through it, as `differentiable=True` needs: not where it chooses its own steps."""
+        return True
+
+    @property
+    def takes_callback(self) -> bool:
+        """Whether `solve` may call the user's function after every step: where the loop is `march`, not an engine's."""
         return True
 
     @property

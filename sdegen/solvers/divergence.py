@@ -24,16 +24,12 @@ References:
 from __future__ import annotations
 
 import math
-import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sdegen import _checks
 from sdegen._shapes import Generators, event_size, rand, signs
@@ -194,30 +190,6 @@ class Hutchinson:
 
 
 Trace = Exact | Hutchinson
-
-
-def uncompiled() -> AbstractContextManager[None]:
-    """Inside, networks made by torch.compile run as they were written.
-
-    The backward pass of a compiled network can be taken once, for one product, and not be differentiated: a solve with
-    one product a query may leave it compiled, every other one enters this. It does nothing where nothing was compiled,
-    and before torch 2.6, where no such switch exists.
-    """
-    if "torch._dynamo" not in sys.modules or not hasattr(torch.compiler, "set_stance"):
-        return nullcontext()
-    stance: AbstractContextManager[None] = torch.compiler.set_stance("force_eager")
-    return stance
-
-
-@contextmanager
-def twice_differentiable() -> Iterator[None]:
-    """Inside, a network's answer can be differentiated twice: attention by plain products, nothing compiled.
-
-    The kernels of fused attention have one derivative alone. Which kernel runs is decided in the forward pass, so this
-    belongs around the network call; a checkpoint that recomputes the call must enter it again.
-    """
-    with sdpa_kernel(SDPBackend.MATH), uncompiled():
-        yield
 
 
 def products(value: Tensor, y: Tensor, z: Tensor, chunk: int, differentiable: bool = False) -> Tensor:

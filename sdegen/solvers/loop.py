@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from sdegen import _checks
+from sdegen._derivatives import uncompiled
 from sdegen._shapes import like
 from sdegen.solvers.base import Problem, Result
-from sdegen.solvers.divergence import uncompiled
 from sdegen.solvers.noise import normals_of_step
 
 CHECK_EVERY = 32
@@ -74,8 +74,8 @@ def march(problem: Problem, u: Tensor, t: Tensor, step: MemoryStep, memory: Memo
 def march(problem: Problem, u: Tensor, t: Tensor, step: Callable[..., object], memory: Memory | None = None) -> Result:
     """Walk the knots `u`, one `step` after another: the loop of every solver that is not an engine's.
 
-    It counts network calls, draws the noise, moves the bar, keeps the trajectory and looks at every 32nd state. A
-    multistep scheme carries its past in `memory`; Adams-Bashforth of order 2 is
+    It counts network calls, draws the noise, moves the bar, keeps the trajectory, calls the user's callback and looks
+    at every 32nd state. A multistep scheme carries its past in `memory`; Adams-Bashforth of order 2 is
 
         def step(k, y, ask, memory):
             h, slope = u[k + 1] - u[k], ask(y, u[k])
@@ -122,6 +122,8 @@ def march(problem: Problem, u: Tensor, t: Tensor, step: Callable[..., object], m
                 _checks.finite_state(y, clocks[k + 1])
             if problem.trajectory:
                 states.append(problem.event(y))
+            if problem.callback is not None:
+                problem.callback(k, clocks[k + 1], problem.event(y))
             bar()
     kept = states if problem.trajectory else []
     end, density = problem.event(y), problem.density(y)

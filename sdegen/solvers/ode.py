@@ -159,6 +159,11 @@ class ODESolver(Solver):
         return self.method in KNOWS_ITS_ERROR
 
     @property
+    def takes_callback(self) -> bool:
+        """See `Solver.takes_callback`: the loop is not `march`."""
+        return False
+
+    @property
     def span(self) -> tuple[float, float] | None:
         """See `Solver.span`."""
         return span_of(self.grid)

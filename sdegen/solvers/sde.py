@@ -168,6 +168,11 @@ class SDESolver(Solver):
         return not self.adaptive
 
     @property
+    def takes_callback(self) -> bool:
+        """See `Solver.takes_callback`: the loop is not `march`."""
+        return False
+
+    @property
     def span(self) -> tuple[float, float] | None:
         """See `Solver.span`."""
         return span_of(self.grid)

@@ -78,7 +78,7 @@ def test_a_network_without_a_score_or_without_the_whole_path_has_no_bound(verb):
     moved = sdegen.ScoreModel(net, CHAIN, "v").on(sdegen.CondOT())
     steps = {} if verb == "continuous_vlb" else {"steps": 5}
     with pytest.raises(
-        ValueError, match=r"The network was trained between .* from u = 0.0 to 1.0; u=\(0.0, 0\.\d+\) stays inside"
+        ValueError, match=r"The model answers between .* from u = 0.0 to 1.0; u=\(0.0, 0\.\d+\) stays inside"
     ):
         BOUNDS[verb](moved, torch.zeros(3, 2), **steps)
     assert not calls

@@ -130,7 +130,7 @@ def test_a_moved_network_has_the_bound_that_its_refusal_names():
     """A network trained on a part of a path is refused beyond it, in words that name the part that serves."""
     model = sdegen.ScoreModel(Counting(), VE).on(sdegen.CondOT())
     with pytest.raises(
-        ValueError, match=r"trained between the clocks .*; u=\(0\.04\d+, 0\.95\d+\) stays inside"
+        ValueError, match=r"answers between the clocks .*; u=\(0\.04\d+, 0\.95\d+\) stays inside"
     ) as said:
         sdegen.continuous_vlb(model, torch.randn(3, 2))
     low, high = (float(end) for end in str(said.value).split("u=(")[1].split(")")[0].split(","))

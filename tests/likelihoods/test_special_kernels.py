@@ -8,8 +8,8 @@ from torch import nn
 
 import sdegen
 from sdegen._arguments import evaluating
+from sdegen._derivatives import twice_differentiable, uncompiled
 from sdegen.likelihoods.gradients import products_at_once
-from sdegen.solvers.divergence import twice_differentiable, uncompiled
 
 
 class Net(nn.Module):

@@ -89,6 +89,14 @@ class Shrunk(sdegen.Wrapped):
         return 0.9 * D(y, cond=cond)
 
 
+def steered(model: sdegen.Model) -> list[sdegen.Model]:
+    """Models that steer a model."""
+    free = sdegen.ClassifierFree(model, lambda u: 1 + 2 * (u > 0.5), {"label": 0}, rescale=0.5)
+    guided = sdegen.Guided(model, lambda x, t: -x.square().sum(1), 0.5, of="data")
+    observed = sdegen.Observed(model, torch.eye(2), torch.zeros(2), 0.1, "pigdm", iterations=2)
+    return [free, guided, observed, sdegen.Clipped(model, -1, 1.0, quantile=0.99)]
+
+
 def paths() -> list[sdegen.GaussianPath]:
     """Every path, and what a path answers."""
     betas = torch.linspace(1e-3, 0.3, 8)
@@ -355,6 +363,7 @@ def main() -> None:
     flow(x)
     images()
     quantised(model)
+    assert len(steered(model)) == 4
 
 
 if __name__ == "__main__":

@@ -1,0 +1,300 @@
+"""Guidance: models that steer another model's answer.
+
+With the slope D = eps_hat - x_hat of the model, y = x_t / r, x_hat = y - u D and eps_hat = y + (1-u) D:
+
+    ClassifierFree   D' = D_0 + scale (D_c - D_0)              D_c with the condition, D_0 without
+    Guided           D' = D - scale u / (1-u) grad_y log w     the score in x_t gains scale grad log w
+    Clipped          D' = D + (x_hat - x_hat') / u             x_hat' held in [low, high]
+
+Each is a `Wrapped`: a model that every solver, `log_prob` and `.on(path)` take.
+
+References:
+    Classifier-Free Diffusion Guidance, Ho and Salimans, 2022, arXiv:2207.12598.
+    Diffusion Models Beat GANs on Image Synthesis, Dhariwal and Nichol, 2021, arXiv:2105.05233 (classifiers).
+    Photorealistic Text-to-Image Diffusion Models, Saharia et al., 2022, arXiv:2205.11487 (dynamic thresholding).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from sdegen import _checks
+from sdegen._derivatives import differentiated
+from sdegen.models.base import Model
+from sdegen.models.wrapped import OnPath, Slope, Wrapped
+from sdegen.paths.gaussian import GaussianPath
+
+Scale = float | Callable[[Tensor], Tensor]
+"""A number, or a function of the straight clock u."""
+
+HIGHEST = 1 - 1e-3
+"""Up to this clock a gradient is followed: the factor u/(1-u) on it is infinite in pure noise."""
+
+
+class Steered(Wrapped):
+    """A model whose change carries u/(1-u), and which depends on its path's own x_t and t."""
+
+    @property
+    def clocks(self) -> tuple[float, float]:
+        """Those of the model, up to 0.999 where the path reaches pure noise."""
+        low, high = self.model.clocks
+        return low, min(high, HIGHEST) if self.path.ends[1] == 1 else high
+
+    def on(self, path: GaussianPath) -> Model:
+        """This model, asked on another path at the same u: in its own time, with its own x_t."""
+        return OnPath(self, path)
+
+
+class ClassifierFree(Wrapped):
+    """Classifier-free guidance: away from what the network says without its condition.
+
+        D' = D_0 + scale (D_c - D_0)
+
+    in one network call on twice the batch. A scale of 1 is the conditional model and 0 the unconditional one (Ho and
+    Salimans' w is scale - 1). The guided answer is no conditional expectation of any law, but `log_prob` is the exact
+    density of what the guided ODE samples.
+
+    Args:
+        model: one whose network takes conditions, trained with some of them left out.
+        scale: a number, or a function of u: `lambda u: 1 + 2 * ((u > 0.2) & (u < 0.8))` guides in an interval alone.
+        without: for each condition to leave out, by its name, the value that stands for none: a number, or a tensor
+            that broadcasts against the condition, (B, ...).
+        rescale: in [0, 1], how far the deviation of x_hat over each event is brought back to that of the conditional
+            answer.
+
+    Raises:
+        TypeError: an argument of another type.
+        ValueError: an argument that does not fit; later, a condition that is missing or not one row per sample.
+
+    References:
+        Classifier-Free Diffusion Guidance, Ho and Salimans, 2022, arXiv:2207.12598.
+        Applying Guidance in a Limited Interval, Kynkaanniemi et al., 2024, arXiv:2404.07724.
+        Common Diffusion Noise Schedules and Sample Steps are Flawed, Lin et al., 2024, arXiv:2305.08891 (`rescale`).
+    """
+
+    def __init__(self, model: Model, scale: Scale, without: Mapping[str, object], rescale: float = 0.0):
+        super().__init__(model)
+        self.scale, self.without = _checked_scale(scale), _checked_without(without)
+        self.rescale = _checks.real("rescale", rescale, 0, 1)
+
+    def change(self, D: Slope, y: Tensor, u: Tensor, r: Tensor, t: Tensor, cond: Mapping[str, object]) -> Tensor:
+        """D_0 + scale (D_c - D_0)."""
+        given, free = D(torch.cat([y, y]), cond=_both(cond, self.without, y)).chunk(2)
+        guided = free + _scale_at(self.scale, u) * (given - free)
+        if not self.rescale:
+            return guided
+        x_hat, of_given = y - u * guided, y - u * given
+        ratio = _deviation(of_given) / _deviation(x_hat)
+        return _with_data(guided, u, x_hat, x_hat * (1 + self.rescale * (ratio - 1)))
+
+
+class Guided(Steered):
+    """A model times a weight: the score gains the gradient of log w, by one network call.
+
+        s' = s + scale grad log w(x_t, t)        eps_hat' = eps_hat - scale sigma grad log w
+
+    With w = p(c | x_t) at scale 1 it is the model of the data given c: a classifier of noised data guides, and so do
+    the logit of a discriminator, a reward, a constraint. With `of="data"` the weight is that of x_hat, and its gradient
+    is taken through the network: no training on noised data, but p(c | x_hat) is not p(c | x_t).
+
+    The factor on the gradient is infinite in pure noise: where the path reaches u = 1, give the verbs u=(0.999, 0).
+
+    Args:
+        model: the model to steer.
+        log_weight: log w, called as log_weight(x_t, t, **cond) with states x_t (B, *event) in data units and the path's
+            own times t (B,); returns (B,). It receives the conditions that the network receives. An nn.Module becomes
+            a part of the model.
+        scale: a number, or a function of u.
+        of: "x_t", or "data": log_weight(x_hat, t, **cond).
+
+    Raises:
+        TypeError: an argument of another type.
+        ValueError: an argument that does not fit; later, a log_weight of another shape, without a gradient or NaN.
+
+    References:
+        Diffusion Models Beat GANs on Image Synthesis, Dhariwal and Nichol, 2021, arXiv:2105.05233.
+        Universal Guidance for Diffusion Models, Bansal et al., 2023, arXiv:2302.07121 (`of="data"`).
+        Refining Generative Process with Discriminator Guidance, Kim et al., 2023, arXiv:2211.17091.
+    """
+
+    def __init__(self, model: Model, log_weight: Callable[..., Tensor], scale: Scale = 1.0, *, of: str = "x_t"):
+        super().__init__(model)
+        model.needs_score("Guidance by a gradient")
+        self.log_weight, self.scale = _checked_function(log_weight), _checked_scale(scale)
+        self.of = _checks.choice("of", of, ("x_t", "data"))
+
+    def change(self, D: Slope, y: Tensor, u: Tensor, r: Tensor, t: Tensor, cond: Mapping[str, object]) -> Tensor:
+        """D - scale u/(1-u) grad_y log w."""
+        with differentiated(y) as (state, keep):
+            through = D(state, cond=cond) if self.of == "data" else None
+            x = r * state if through is None else state - u * through
+            log_w = _checked_weight(self.log_weight(x, _per_row(t, y), **cond), y)
+            (gradient,) = torch.autograd.grad(log_w.sum(), state, create_graph=keep)
+        slope = D(y, cond=cond) if through is None else through
+        changed = slope - _scale_at(self.scale, u) * u / (1 - u) * gradient
+        return changed if keep else changed.detach()
+
+
+class Clipped(Wrapped):
+    """A model whose estimate of the data stays in [low, high], wherever it is asked; one network call.
+
+    x_hat' is x_hat clipped, and eps_hat' = (y - (1-u) x_hat') / u the noise that goes with it; at u = 0, where
+    x_hat = y, the model's own answer. With `quantile`, dynamic thresholding: about the middle of [low, high] and in
+    units of half its width, s is this quantile of |x_hat| over each event, held in [1, most], and x_hat' is x_hat
+    clipped to [-s, s] and divided by s.
+
+    Args:
+        model: the model to clip.
+        low: the least value of the data.
+        high: the largest.
+        quantile: in (0, 1], or None for static clipping.
+        most: the largest s, at least 1.
+
+    Raises:
+        TypeError: an argument of another type.
+        ValueError: an argument that does not fit.
+
+    References:
+        Denoising Diffusion Probabilistic Models, Ho et al., 2020, arXiv:2006.11239.
+        Photorealistic Text-to-Image Diffusion Models, Saharia et al., 2022, arXiv:2205.11487 (dynamic thresholding).
+    """
+
+    def __init__(self, model: Model, low: float, high: float, *, quantile: float | None = None, most: float = math.inf):
+        super().__init__(model)
+        self.low, self.high = _checks.real("low", low), _checks.real("high", high)
+        self.quantile, self.most = _checked_thresholds(low, high, quantile, most)
+        self.clips = True
+
+    def change(self, D: Slope, y: Tensor, u: Tensor, r: Tensor, t: Tensor, cond: Mapping[str, object]) -> Tensor:
+        """D + (x_hat - x_hat') / u."""
+        slope = D(y, cond=cond)
+        x_hat = y - u * slope
+        return _with_data(slope, u, x_hat, _held(x_hat, self.low, self.high, self.quantile, self.most))
+
+
+def _held(x: Tensor, low: float, high: float, quantile: float | None, most: float) -> Tensor:
+    """x in [low, high]: clipped, or about the middle clipped to [-s, s] and divided by s."""
+    if quantile is None:
+        return x.clamp(low, high)
+    middle, half = 0.5 * (low + high), 0.5 * (high - low)
+    z = (x - middle) / half
+    s = _quantile(z.abs(), quantile).clamp(1, most)
+    return middle + half * torch.minimum(torch.maximum(z, -s), s) / s
+
+
+def _with_data(slope: Tensor, u: Tensor, x_hat: Tensor, other: Tensor) -> Tensor:
+    """The slope D where `other` stands for x_hat; D itself at u = 0, where x_hat is y."""
+    return slope + (x_hat - other) / torch.where(u > 0, u, math.inf)
+
+
+def _deviation(x: Tensor) -> Tensor:
+    """The standard deviation over each event, (B, 1, ...)."""
+    return x.flatten(1).std(1).reshape(-1, *(1,) * (x.ndim - 1))
+
+
+def _quantile(x: Tensor, q: float) -> Tensor:
+    """The q-quantile over each event, (B, 1, ...), linear between neighbours; of events of any size."""
+    ordered = x.flatten(1).sort(1).values
+    place = q * (ordered.shape[1] - 1)
+    below = math.floor(place)
+    found = torch.lerp(ordered[:, below], ordered[:, min(below + 1, ordered.shape[1] - 1)], place - below)
+    return found.reshape(-1, *(1,) * (x.ndim - 1))
+
+
+def _per_row(t: Tensor, y: Tensor) -> Tensor:
+    """Times that broadcast against y, as (B,)."""
+    return t.reshape(-1).expand(len(y))
+
+
+def _scale_at(scale: Scale, u: Tensor) -> float | Tensor:
+    """The scale at the clocks u."""
+    return scale(u) if callable(scale) else scale
+
+
+def _checked_function(log_weight: object) -> Callable[..., Tensor]:
+    if not callable(log_weight):
+        raise TypeError(f"log_weight must be callable as log_weight(x_t, t), and it is {log_weight!r}.")
+    return log_weight
+
+
+def _checked_scale(scale: object) -> Scale:
+    return scale if callable(scale) else _checks.real("scale", scale)
+
+
+def _checked_without(without: object) -> Mapping[str, object]:
+    if not isinstance(without, Mapping) or not all(isinstance(name, str) for name in without):
+        raise TypeError(
+            f'without must map names of conditions to what stands for none, such as {{"label": 10}}, not {without!r}.'
+        )
+    if not without:
+        raise ValueError("without names no condition, so that both branches would be the same.")
+    return dict(without)
+
+
+def _checked_thresholds(low: float, high: float, quantile: float | None, most: float) -> tuple[float | None, float]:
+    if not low < high:
+        raise ValueError(f"low must be below high, and they are {low} and {high}.")
+    if quantile is not None and _checks.real("quantile", quantile, 0, 1) == 0:
+        raise ValueError("quantile must be above 0, and it is 0.")
+    if most != math.inf:
+        _checks.real("most", most, 1)
+    return quantile, most
+
+
+def _checked_weight(log_w: object, y: Tensor) -> Tensor:
+    """What log_weight returned for a batch like `y`, after a ValueError unless it has a gradient; NaN is looked for."""
+    if not isinstance(log_w, Tensor) or log_w.shape != (len(y),):
+        got = tuple(log_w.shape) if isinstance(log_w, Tensor) else type(log_w).__name__
+        raise ValueError(
+            f"log_weight must return a tensor of shape ({len(y)},), one number per sample, and gave {got}."
+        )
+    if not log_w.requires_grad:
+        raise ValueError("log_weight returned numbers without a gradient: leave out torch.no_grad, detach and argmax.")
+    if log_w.device.type == "cpu" and bool(log_w.detach().isnan().any()):
+        raise _checks.NonFiniteError(f"log_weight is NaN in {int(log_w.isnan().sum())} of {len(log_w)} samples.")
+    return log_w
+
+
+def _both(cond: Mapping[str, object], without: Mapping[str, object], y: Tensor) -> dict[str, object]:
+    """The conditions of a batch twice over: as they are, then with what stands for none."""
+    missing = sorted(without.keys() - cond.keys())
+    if missing:
+        raise ValueError(f"without names the condition {missing[0]!r}, and cond holds {sorted(cond)}.")
+    shared: frozenset[str] = getattr(cond, "shared", frozenset())
+    return {
+        name: value if name in shared and name not in without else _twice(name, value, without.get(name, value), len(y))
+        for name, value in cond.items()
+    }
+
+
+def _twice(name: str, value: object, other: object, n: int) -> object:
+    """A condition for a batch of n and one more, where it is `other`; mappings entry by entry."""
+    if isinstance(value, Mapping):
+        others = other if isinstance(other, Mapping) else dict.fromkeys(value, other)
+        return {key: _twice(f"{name}.{key}", part, others.get(key, part), n) for key, part in value.items()}
+    if not isinstance(value, Tensor) or value.shape[:1] != (n,):
+        if other is value and (isinstance(value, (str, Tensor)) or not hasattr(value, "__len__")):
+            return value  # it belongs to all samples
+        got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"type {type(value).__name__}"
+        raise ValueError(f"Guidance needs cond[{name!r}] to be a tensor with {n} rows, one per sample, not of {got}.")
+    if not isinstance(other, Tensor):
+        return torch.cat([value, torch.full_like(value, _number(name, other, value))])
+    try:
+        return torch.cat([value, other.to(value).expand_as(value)])
+    except RuntimeError as error:
+        raise ValueError(
+            f"What stands for no {name!r} must broadcast against it, {tuple(value.shape)}, not {tuple(other.shape)}."
+        ) from error
+
+
+def _number(name: str, value: object, like: Tensor) -> float:
+    """A number that a tensor like the condition can hold."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"What stands for no {name!r} must be a number or a tensor, and it is {value!r}.")
+    if isinstance(value, float) and not like.is_floating_point():
+        raise TypeError(f"The condition {name!r} holds {like.dtype}, and {value!r} stands for none.")
+    return value

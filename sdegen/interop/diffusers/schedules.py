@@ -44,6 +44,7 @@ CHAINS = (
     "UniPCMultistepScheduler",
     "DEISMultistepScheduler",
     "EulerDiscreteScheduler",
+    "AdamsScheduler",
 )
 """The schedulers whose config holds betas."""
 

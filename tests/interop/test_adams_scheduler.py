@@ -163,6 +163,15 @@ def test_states_keep_their_dtype_and_are_computed_in_float32_at_least(dtype):
     same(ours.double(), theirs, 2 * torch.finfo(dtype).eps)
 
 
+def test_it_warns_where_a_network_is_asked_almost_in_pure_noise():
+    """As `sample` does."""
+    config = ddpm(beta_schedule="squaredcos_cap_v2").config
+    with pytest.warns(sdegen.AccuracyWarning, match="alpha/sigma is 4.9e-05") as caught:
+        AdamsScheduler.from_config(config).set_timesteps(5)
+    assert [warning.filename for warning in caught] == [__file__]
+    AdamsScheduler.from_config(config, clip_sample=True).set_timesteps(5)
+
+
 @pytest.mark.parametrize("steps", [2.5, True, "10", None])
 def test_the_number_of_steps_is_an_integer(steps):
     with pytest.raises(TypeError, match=rf"num_inference_steps must be an integer, and {re.escape(repr(steps))} is"):

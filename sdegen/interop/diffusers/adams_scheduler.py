@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from sdegen import _checks
+from sdegen._arguments import warn_of_tiny_alpha
 from sdegen.interop.diffusers.loading import from_diffusers
 from sdegen.interop.diffusers.schedules import CHAINS, Schedule
 from sdegen.solvers.adams import Adams
@@ -46,7 +47,7 @@ class _Answered(nn.Module):
         return (self.answer,)
 
 
-class AdamsScheduler(SchedulerMixin, ConfigMixin):
+class AdamsScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # their two config_name differ
     """`sdegen.Adams` for diffusers' own pipelines: AdamsScheduler.from_config(pipe.scheduler.config).
 
     One network call a step, n for set_timesteps(n), at the knots of `StretchedGrid`, whose timesteps are fractions.
@@ -80,7 +81,7 @@ class AdamsScheduler(SchedulerMixin, ConfigMixin):
     order = 1
     _compatibles = [name for name in CHAINS if hasattr(diffusers, name)]  # noqa: RUF012  # diffusers wants a list
 
-    @register_to_config
+    @register_to_config  # type: ignore[untyped-decorator]
     def __init__(
         self,
         num_train_timesteps: int = 1000,
@@ -101,12 +102,15 @@ class AdamsScheduler(SchedulerMixin, ConfigMixin):
     ) -> None:
         self._net = _Answered()
         self._model, self._time = from_diffusers(self._net, self), Schedule.of(self).time
+        path = self._model.path
         self.timesteps = torch.empty(0, dtype=torch.float64)
-        self.init_noise_sigma = float(self._model.path.prior.std)
+        self.init_noise_sigma = float(path.sigma(torch.tensor(path.t_noise, dtype=torch.float64)))
         self.num_inference_steps: int | None = None
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any], return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
+    def from_config(  # type: ignore[override]  # theirs says it may be a tuple
+        cls, config: Mapping[str, Any], return_unused_kwargs: bool = False, **kwargs: Any
+    ) -> Any:
         """A scheduler with the schedule of another one.
 
         Args:
@@ -145,8 +149,9 @@ class AdamsScheduler(SchedulerMixin, ConfigMixin):
             ValueError: n is not positive, or the network is singular at the noise end.
         """
         steps = _checks.whole("num_inference_steps", num_inference_steps)
-        solver, path = Adams(steps, order=self.config.adams_order), self._model.path
+        solver, path = Adams(steps, order=self.config["adams_order"]), self._model.path
         low, high = path.ends
+        warn_of_tiny_alpha(self._model, high, low)
         self._knots: Layout = solver.laid(Problem(self._model, torch.empty(0), high, low))
         self._moves: list[Move] = solver.moves(self._knots)
         self._scale: list[float] = path.scale(self._knots.u).tolist()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from os import PathLike
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -47,12 +47,12 @@ class SdegenPipeline(DiffusionPipeline):
         ValueError: a scheduler that `from_diffusers` does not take; a stored solver that this version does not know.
     """
 
-    model_cpu_offload_seq = "unet"
+    model_cpu_offload_seq = "unet"  # type: ignore[assignment]  # theirs is typed as None
 
     def __init__(self, unet: Any, scheduler: Any, solver: Any = None) -> None:  # diffusers checks what stands here
         super().__init__()
         self.register_modules(unet=unet, scheduler=scheduler)
-        self.solver = restored(solver) if isinstance(solver, Mapping) else solver
+        self.solver = cast(Solver, restored(solver)) if isinstance(solver, Mapping) else solver
         _ = self.model  # a scheduler that is not known is refused here
 
     @property

@@ -77,8 +77,8 @@ def _visited(config: Config, path: DDPM, steps: int) -> np.ndarray:
     name = config["timestep_spacing"]
     if name == "linspace":
         raise ValueError(
-            "timestep_spacing 'linspace' is refused: diffusers' DDIM and PNDM then step to t - K // steps, which is not "
-            f"the next timestep, so that no grid is theirs; take {config.kind}.from_config(scheduler.config, "
+            "timestep_spacing 'linspace' is refused: diffusers' DDIM and PNDM then step to t - K // steps, which is "
+            f"not the next timestep, so that no grid is theirs; take {config.kind}.from_config(scheduler.config, "
             "timestep_spacing='trailing'), or 'leading'."
         )
     _checks.choice("timestep_spacing", name, ("leading", "trailing"))
@@ -104,8 +104,8 @@ def _shifted(config: Config, shift: object, steps: int) -> Tensor:
     """The sigmas of flow matching: evenly spaced between the shifted ends, and shifted once more, as there."""
     if config.get("use_dynamic_shifting"):
         raise ValueError(
-            "use_dynamic_shifting=True is refused: that shift belongs to the size of an image, and no grid follows from "
-            "the config; give the scheduler a shift."
+            "use_dynamic_shifting=True is refused: that shift depends on the size of the image, and no grid follows "
+            "from the config; give the scheduler a shift."
         )
     first = config.real("shift")
     now = first if shift is None else _checks.real("shift", shift, 0, strict=True)

@@ -60,6 +60,11 @@ def spacing(scheduler: object, steps: int) -> Knots:
                 f"{option}=True is refused: diffusers rounds the timesteps that belong to such sigmas, or interpolates "
                 "them, so that they are on no grid of the chain; give the solver a KarrasGrid instead."
             )
+    if config.get("interpolation_type", "linear") != "linear":
+        raise ValueError(
+            f"interpolation_type {config.get('interpolation_type')!r} is refused: such a scheduler's sigmas are not those "
+            "of the timesteps that its network is shown."
+        )
     if config.kind == FLOW:
         return _shifted(config, getattr(scheduler, "shift", None), steps).as_subclass(Knots)
     path = DDPM(config.betas)

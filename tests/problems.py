@@ -38,6 +38,13 @@ class OwnFlow(sdegen.GaussianPath):
         return torch.sin(0.5 * math.pi * (1 - t))
 
 
+def zero_snr(chain: sdegen.DDPM, *, smooth: bool = False) -> sdegen.DDPM:
+    """Lin et al. (2024), algorithm 1: alpha shifted and scaled so that it ends at 0 and keeps its first value."""
+    alpha = torch.sqrt(torch.cumprod(1 - chain.betas, 0))
+    squares = ((alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])) ** 2
+    return sdegen.DDPM(1 - squares / torch.cat([squares.new_ones(1), squares[:-1]]), smooth=smooth)
+
+
 PATHS = {
     "vp": sdegen.VPSDE(),
     "subvp": sdegen.SubVPSDE(),
@@ -45,6 +52,7 @@ PATHS = {
     "ve": sdegen.VESDE(),
     "ddpm": sdegen.DDPM.linear(1000),
     "ddpm smooth": sdegen.DDPM.linear(1000, smooth=True),
+    "ddpm zero snr": zero_snr(sdegen.DDPM.linear(1000), smooth=True),
     "condot": sdegen.CondOT(),
     "condot sigma_min": sdegen.CondOT(0.01),
     "trigonometric": sdegen.Trigonometric(),

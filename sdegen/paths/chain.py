@@ -5,12 +5,21 @@
 A variance-preserving SDE scales x by exp(-(B_k - B_{k-1})/2) from t_{k-1} to t_k, which is sqrt(1 - beta_k): the chain
 is that SDE observed on its grid, whatever B does in between. Conversely beta_k = 1 - exp(-(B_k - B_{k-1})).
 
+A chain may end in pure noise: with beta_K = 1 nothing of the data is left in x_K (zero terminal SNR). In that step
+
+    alpha = alpha_{K-1} (1 - q)       sigma^2 = sigma_{K-1}^2 + alpha_{K-1}^2 q (2 - q)       q = K t - (K - 1)
+
+so that B = B_{K-1} - 2 log(1 - q) is infinite at t = 1, while alpha and sigma have finite slopes up to there.
+
 References:
     Denoising Diffusion Probabilistic Models, Ho et al., 2020, arXiv:2006.11239.
+    Common Diffusion Noise Schedules and Sample Steps are Flawed, Lin et al., 2024, arXiv:2305.08891 (zero terminal
+    SNR).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -21,10 +30,12 @@ from torch import Tensor
 from sdegen import _checks
 from sdegen._shapes import as_time
 from sdegen.paths.diffusions import CosineVPSDE, VariancePreserving
-from sdegen.paths.gaussian import GaussianPath
+from sdegen.paths.gaussian import GaussianPath, Slopes
 
 NEWTON_STEPS = 20
 """Enough for a monotone cubic to the last digit; a fixed number, so that no device is ever waited for."""
+LAST_SLOPE = 2.0
+"""dB/dq at the start of a last step of beta 1, where B = B_{K-1} - 2 log(1 - q)."""
 
 
 class Knots(Tensor):
@@ -49,19 +60,24 @@ class DDPM(VariancePreserving):
     grid. Between the knots B is linear, or with `smooth` a monotone cubic with a continuous slope (PCHIP). Only t(u),
     the time a network is shown, depends on it: where it has kinks, high-order solvers lose their order.
 
+    The last beta may be 1, of a single one too: in that step alpha falls linearly to 0, and the path ends at u = 1,
+    where a network for "v" or "data" can be asked and one for "eps" or "score" cannot.
+
     `DDPM.linear`, `DDPM.cosine` and `DDPM.from_path` give the usual chains; a network trained on the integers k is
     adapted with `ScoreModel(..., time=path.index)`. Two chains with the same betas and the same `smooth` are equal.
 
     Args:
-        betas: K numbers in (0, 1), a tensor, array or list, kept in float64.
-        smooth: interpolate by a monotone C1 cubic instead of straight lines.
+        betas: K numbers in (0, 1), or 1 for the last; a tensor, array or list, kept in float64.
+        smooth: interpolate by a monotone C1 cubic instead of straight lines; into a last step of beta 1 the slope is
+            continuous as far as B stays monotone.
 
     Raises:
         TypeError: for betas that are not real numbers.
-        ValueError: for betas outside (0, 1); it names the first one.
+        ValueError: for betas outside (0, 1), the last one's 1 excepted; it names the first one.
 
     References:
         Denoising Diffusion Probabilistic Models, Ho et al., 2020, arXiv:2006.11239.
+        Common Diffusion Noise Schedules and Sample Steps are Flawed, Lin et al., 2024, arXiv:2305.08891.
         Monotone Piecewise Cubic Interpolation, Fritsch and Carlson, 1980.
     """
 
@@ -73,9 +89,10 @@ class DDPM(VariancePreserving):
         self.betas = _checked_betas(betas)
         self.steps = len(self.betas)
         self.smooth = smooth
+        self._ends_in_noise = bool(self.betas[-1] == 1)
         gains = -torch.log1p(-self.betas)
         knots = np.concatenate([[0.0], np.cumsum(gains.numpy(), dtype=np.longdouble)]).astype(np.float64)
-        self._tables = {"cpu": (torch.from_numpy(knots), _cubics(knots) if smooth else _lines(knots))}
+        self._tables = {"cpu": (torch.from_numpy(knots), _coefficients(knots, smooth))}
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, DDPM) and self.smooth == other.smooth and torch.equal(self.betas, other.betas)
@@ -234,11 +251,11 @@ class DDPM(VariancePreserving):
         return self._tables[device]
 
     def _position(self, t: Tensor, slack: float = 0.0) -> Tensor:
-        """t K, exactly k where t is k/K up to rounding, or up to a relative `slack`."""
+        """t K, exactly k where t is k/K up to rounding, or up to a relative `slack`; its slope is K everywhere."""
         position = t * self.steps
         whole = torch.round(position)
         near = (position - whole).abs() <= max(slack, 2 * torch.finfo(position.dtype).eps) * whole
-        return torch.where(near, whole, position)
+        return position + torch.where(near, whole - position, 0.0).detach()
 
     def _within(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """The step (its number counted from 0) and the fraction of it; a knot belongs to the step it begins.
@@ -249,19 +266,55 @@ class DDPM(VariancePreserving):
         k = torch.clamp(torch.floor(position).nan_to_num(0.0), 0, self.steps - 1)
         return k.long(), (position - k).double()
 
+    def _before_last(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """For a last step of beta 1: `t`, held at the start of that step, and q, how far alpha has fallen in it."""
+        k, q = self._within(t)
+        last = k == self.steps - 1
+        return torch.where(last, 1 - 1 / self.steps, t), torch.where(last, q, 0.0).to(t)
+
+    def alpha(self, t: float | Tensor) -> Tensor:
+        """alpha = exp(-B/2), and alpha_{K-1} (1-q) in a last step of beta 1."""
+        if not self._ends_in_noise:
+            return super().alpha(t)
+        before, q = self._before_last(as_time(t))
+        return super().alpha(before) * (1 - q)
+
+    def sigma(self, t: float | Tensor) -> Tensor:
+        """sigma = sqrt(1 - exp(-B)), and sqrt(sigma_{K-1}^2 + alpha_{K-1}^2 q (2-q)) in a last step of beta 1."""
+        if not self._ends_in_noise:
+            return super().sigma(t)
+        before, q = self._before_last(as_time(t))
+        B = self.integrated_beta(before)
+        return torch.sqrt(-torch.expm1(-B) + torch.exp(-B) * q * (2 - q))
+
+    def slopes(self, t: float | Tensor) -> Slopes:
+        """As of every such path, but that alpha' keeps its value all through a last step of beta 1."""
+        if not self._ends_in_noise:
+            return super().slopes(t)
+        t = as_time(t)
+        before, _ = self._before_last(t)
+        alpha, slope = self.alpha(t), -0.5 * self.beta(before) * super().alpha(before)
+        return Slopes(slope, -alpha * slope / self.sigma(t), -2 * alpha * slope)
+
     def beta(self, t: float | Tensor) -> Tensor:
-        """B', at a knot the slope of the step towards the noise."""
+        """B', at a knot the slope of the step towards the noise; infinite at pure noise."""
         t = as_time(t)
         (_, coefficients), (k, q) = self._table(t), self._within(t)
         c1, c2, c3 = coefficients.unbind()
-        return (self.steps * (c1[k] + q * (2 * c2[k] + q * 3 * c3[k]))).to(t)
+        rate = c1[k] + q * (2 * c2[k] + q * 3 * c3[k])
+        if self._ends_in_noise:
+            rate = torch.where(k == self.steps - 1, 2 / (1 - q), rate)
+        return (self.steps * rate).to(t)
 
     def integrated_beta(self, t: float | Tensor) -> Tensor:
-        """B, exact at the knots."""
+        """B, exact at the knots; infinite at pure noise."""
         t = as_time(t)
         (B, coefficients), (k, q) = self._table(t), self._within(t)
         c1, c2, c3 = coefficients.unbind()
-        return (B[k] + q * (c1[k] + q * (c2[k] + q * c3[k]))).to(t)
+        gained = c1[k] + q * (c2[k] + q * c3[k])
+        if self._ends_in_noise:
+            return (B[k] + torch.where(k == self.steps - 1, -2 * torch.log1p(-q), q * gained)).to(t)
+        return (B[k] + q * gained).to(t)
 
     def _time_of(self, B: Tensor) -> Tensor:
         """Newton's method within the step, kept inside a shrinking bracket; exact at once where B is linear."""
@@ -278,6 +331,8 @@ class DDPM(VariancePreserving):
                 low, high = torch.where(excess > 0, low, q), torch.where(excess > 0, q, high)
                 newton = q - excess / (c1 + q * (2 * c2 + q * 3 * c3))
                 q = torch.where((newton >= low) & (newton <= high), newton, 0.5 * (low + high))
+        if self._ends_in_noise:
+            q = torch.where(k == self.steps - 1, -torch.expm1(-0.5 * goal), q)
         return ((k + q) / self.steps).to(B)
 
 
@@ -286,11 +341,24 @@ def _checked_betas(betas: object) -> Tensor:
     table = _checks.numbers("betas", betas)[0].to("cpu")
     if table.ndim != 1 or table.numel() == 0:
         raise ValueError(f"betas must be a non-empty 1-D sequence, and it has shape {tuple(table.shape)}.")
-    wrong = torch.nonzero(~((table > 0) & (table < 1)))
+    inside = (table > 0) & (table < 1)
+    inside[-1] |= table[-1] == 1
+    wrong = torch.nonzero(~inside)
     if len(wrong):
         k = int(wrong[0])
-        raise ValueError(f"Every beta must lie in (0, 1), and betas[{k}] is {float(table[k])}.")
+        raise ValueError(
+            f"Every beta must be above 0 and below 1, but for the last, which may be 1, and betas[{k}] is "
+            f"{float(table[k])}."
+        )
     return table
+
+
+def _coefficients(knots: np.ndarray, smooth: bool) -> Tensor:
+    """Those of the steps between `knots` (K+1,), (3, K); none in a last step up to infinity."""
+    if math.isfinite(knots[-1]):
+        return _cubics(knots) if smooth else _lines(knots)
+    rest = _cubics(knots[:-1], end=LAST_SLOPE) if smooth else _lines(knots[:-1])
+    return torch.nn.functional.pad(rest, (0, 1))
 
 
 def _lines(knots: np.ndarray) -> Tensor:
@@ -299,14 +367,17 @@ def _lines(knots: np.ndarray) -> Tensor:
     return torch.stack([rise, torch.zeros_like(rise), torch.zeros_like(rise)])
 
 
-def _cubics(knots: np.ndarray) -> Tensor:
+def _cubics(knots: np.ndarray, end: float | None = None) -> Tensor:
     """The same for the monotone cubic through the knots; one step has no curvature to find.
 
-    At a steep end PCHIP's slope is 0, where t(u) would have an infinite one: at least half the secant's is kept.
+    At a steep end PCHIP's slope is 0, where t(u) would have an infinite one: at least half the secant's is kept. A
+    slope at the `end` that is to be met is cut where the cubic would cease to be monotone, at three times the secant's.
     """
-    if len(knots) == 2:
+    if len(knots) <= 2:
         return _lines(knots)
     rise, steps = np.diff(knots), np.arange(len(knots))
     slopes = PchipInterpolator(steps, knots).derivative()(steps)
     slopes[[0, -1]] = np.maximum(slopes[[0, -1]], 0.5 * rise[[0, -1]])
+    if end is not None:
+        slopes[-1] = min(end, 3 * rise[-1])
     return torch.from_numpy(CubicHermiteSpline(steps, knots, slopes).c[2::-1].copy())

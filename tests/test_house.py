@@ -57,7 +57,9 @@ LAYERS = [  # a file imports only from rows above its own
     {"training.couplings", "training.times"},
     {"training.losses"},
     {"interop.adapted"},
-    {"interop.flow_libraries", "interop.zuko"},
+    {"interop.flow_libraries", "interop.zuko", "interop.diffusers.schedules"},
+    {"interop.diffusers.loading", "interop.diffusers.spacings"},
+    {"interop.diffusers"},
     {"interop"},
     {"sdegen"},
 ]

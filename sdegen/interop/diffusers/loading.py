@@ -25,14 +25,14 @@ from sdegen.models.base import Model
 from sdegen.models.guidance import Clipped
 from sdegen.models.model import ScoreModel
 
+INSTALL = "pip install 'sdegen[diffusers]'"
+INDEX = "model_index.json"
+
+
 class _Loadable(Protocol):
     """A class of diffusers with its own loading."""
 
     def from_pretrained(self, place: str, **options: object) -> object: ...
-
-
-INSTALL = "pip install 'sdegen[diffusers]'"
-INDEX = "model_index.json"
 
 
 def from_diffusers(
@@ -80,7 +80,9 @@ def from_diffusers(
         time=schedule.time,
         learns_variance=schedule.learns_variance,
     )
-    return model if bounds is None else Clipped(model, bounds.low, bounds.high, quantile=bounds.quantile, most=bounds.most)
+    return (
+        model if bounds is None else Clipped(model, bounds.low, bounds.high, quantile=bounds.quantile, most=bounds.most)
+    )
 
 
 def from_pretrained(
@@ -176,7 +178,7 @@ def _classes(place: str, local_files_only: bool) -> dict[str, object]:
             hub = import_module("huggingface_hub")
             file = Path(hub.hf_hub_download(place, INDEX, local_files_only=local_files_only))
         except (OSError, ValueError) as error:
-            raise ValueError(f"{place!r} is no directory, and no {INDEX} of it was found on the Hub: {error}") from error
+            raise ValueError(f"{place!r} is no directory, and the Hub gave no {INDEX} of it: {error}") from error
     try:
         entries = json.loads(file.read_text())
     except ValueError as error:

@@ -60,6 +60,11 @@ def spacing(scheduler: object, steps: int) -> Knots:
                 f"{option}=True is refused: diffusers rounds the timesteps that belong to such sigmas, or interpolates "
                 "them, so that they are on no grid of the chain; give the solver a KarrasGrid instead."
             )
+    if config.get("interpolation_type", "linear") != "linear":
+        raise ValueError(
+            f"interpolation_type {config.get('interpolation_type')!r} is refused: such a scheduler's sigmas are not those "
+            "of the timesteps that its network is shown."
+        )
     if config.kind == FLOW:
         return _shifted(config, getattr(scheduler, "shift", None), steps).as_subclass(Knots)
     path = DDPM(config.betas)
@@ -77,8 +82,8 @@ def _visited(config: Config, path: DDPM, steps: int) -> np.ndarray:
     name = config["timestep_spacing"]
     if name == "linspace":
         raise ValueError(
-            "timestep_spacing 'linspace' is refused: diffusers' DDIM and PNDM then step to t - K // steps, which is not "
-            f"the next timestep, so that no grid is theirs; take {config.kind}.from_config(scheduler.config, "
+            "timestep_spacing 'linspace' is refused: diffusers' DDIM and PNDM then step to t - K // steps, which is "
+            f"not the next timestep, so that no grid is theirs; take {config.kind}.from_config(scheduler.config, "
             "timestep_spacing='trailing'), or 'leading'."
         )
     _checks.choice("timestep_spacing", name, ("leading", "trailing"))
@@ -104,8 +109,8 @@ def _shifted(config: Config, shift: object, steps: int) -> Tensor:
     """The sigmas of flow matching: evenly spaced between the shifted ends, and shifted once more, as there."""
     if config.get("use_dynamic_shifting"):
         raise ValueError(
-            "use_dynamic_shifting=True is refused: that shift belongs to the size of an image, and no grid follows from "
-            "the config; give the scheduler a shift."
+            "use_dynamic_shifting=True is refused: that shift depends on the size of the image, and no grid follows "
+            "from the config; give the scheduler a shift."
         )
     first = config.real("shift")
     now = first if shift is None else _checks.real("shift", shift, 0, strict=True)

@@ -130,7 +130,7 @@ def test_it_reads_the_config_of_every_scheduler_with_a_path(unet, start, kind, c
 
 
 def test_it_is_saved_with_a_pipeline_and_loaded(unet, tmp_path, start):
-    scheduler = AdamsScheduler.from_config(ddpm(beta_end=0.03).config, adams_order=2)
+    scheduler = AdamsScheduler.from_config(ddpm(beta_end=0.015).config, adams_order=2)
     DDPMPipeline(unet, scheduler).save_pretrained(tmp_path)
     loaded = DDPMPipeline.from_pretrained(tmp_path, dtype=torch.float64)
     assert isinstance(loaded.scheduler, AdamsScheduler)
@@ -138,7 +138,7 @@ def test_it_is_saved_with_a_pipeline_and_loaded(unet, tmp_path, start):
     assert {name: loaded.scheduler.config[name] for name in names} == {name: scheduler.config[name] for name in names}
     assert torch.equal(walk(loaded.unet, loaded.scheduler, start, 6), walk(unet, scheduler, start, 6))
     back = DDPMScheduler.from_config(loaded.scheduler.config).config
-    assert (back.beta_end, back.clip_sample, back.timestep_spacing) == (0.03, False, "leading")
+    assert (back.beta_end, back.clip_sample, back.timestep_spacing) == (0.015, False, "leading")
 
 
 def test_the_learned_variance_is_left_aside(start):

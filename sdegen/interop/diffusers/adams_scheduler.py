@@ -158,7 +158,8 @@ class AdamsScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # thei
         self._answers: tuple[Tensor, ...] = ()
         self._taken = 0
         self.num_inference_steps = steps
-        self.timesteps = self._time(self._knots.t[:-1]).to(device)
+        dtype = torch.float32 if torch.device(device or "cpu").type == "mps" else None  # which has no float64
+        self.timesteps = self._time(self._knots.t[:-1]).to(device, dtype)
 
     def scale_model_input(self, sample: Tensor, timestep: float | Tensor | None = None) -> Tensor:
         """The sample: the network takes it as it is."""

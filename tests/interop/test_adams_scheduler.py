@@ -41,7 +41,6 @@ def ddpm(**config):
 def walk(net, scheduler, x, steps):
     """Diffusers' loop, as its pipelines write it."""
     scheduler.set_timesteps(steps)
-    x = x * scheduler.init_noise_sigma / scheduler.init_noise_sigma
     with torch.no_grad():
         for t in scheduler.timesteps:
             x = scheduler.step(net(scheduler.scale_model_input(x, t), t).sample, t, x).prev_sample
@@ -127,6 +126,20 @@ def test_it_reads_the_config_of_every_scheduler_with_a_path(unet, start, kind, c
     theirs = getattr(diffusers, kind)(**config)
     ours = sdegen.sample(from_diffusers(unet, theirs), SHAPE, sdegen.Adams(5), x_T=start)
     same(walk(unet, AdamsScheduler.from_config(theirs.config), start, 5), ours)
+
+
+def test_what_a_file_leaves_out_is_what_its_own_class_fills_in():
+    """Old files on the Hub lack entries that came later."""
+    old = {"_class_name": "DDPMScheduler", "beta_schedule": "linear"}
+    assert AdamsScheduler.from_config(old).config["clip_sample"]
+    assert not AdamsScheduler.from_config({"beta_schedule": "linear"}).config["clip_sample"]
+
+
+def test_it_starts_where_sample_does():
+    path = sdegen.DDPM.linear()
+    scheduler = AdamsScheduler()
+    assert scheduler.init_noise_sigma == float(path.sigma(torch.tensor(1.0)))
+    assert 0.9999 < scheduler.init_noise_sigma < 1
 
 
 def test_it_is_saved_with_a_pipeline_and_loaded(unet, tmp_path, start):

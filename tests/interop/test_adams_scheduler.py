@@ -142,11 +142,12 @@ def test_it_starts_where_sample_does():
     assert 0.9999 < scheduler.init_noise_sigma < 1
 
 
-def test_it_is_saved_with_a_pipeline_and_loaded(unet, tmp_path, start):
+def test_it_is_saved_with_a_pipeline_and_loaded(unet, tmp_path, start, caplog):
     scheduler = AdamsScheduler.from_config(ddpm(beta_end=0.015).config, adams_order=2)
     DDPMPipeline(unet, scheduler).save_pretrained(tmp_path)
     loaded = DDPMPipeline.from_pretrained(tmp_path, dtype=torch.float64)
     assert isinstance(loaded.scheduler, AdamsScheduler)
+    assert "not expected" not in caplog.text  # of entries that it keeps for the scheduler that they came from
     names = {name for name in loaded.scheduler.config if not name.startswith("_")}
     assert {name: loaded.scheduler.config[name] for name in names} == {name: scheduler.config[name] for name in names}
     assert torch.equal(walk(loaded.unet, loaded.scheduler, start, 6), walk(unet, scheduler, start, 6))
@@ -164,16 +165,17 @@ def test_the_learned_variance_is_left_aside(start):
     assert torch.equal(ours, plain.step(torch.tanh(start), 999, start).prev_sample)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_states_keep_their_dtype_and_are_computed_in_float32_at_least(dtype):
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_computed_in_float32_and_rounded_once(dtype):
     x = torch.randn(SHAPE).to(dtype)
-    scheduler, wide = (AdamsScheduler.from_config(ddpm().config) for _ in range(2))
-    for one in (scheduler, wide):
+    half, single = (AdamsScheduler.from_config(ddpm().config) for _ in range(2))
+    for one in (half, single):
         one.set_timesteps(5)
-    (ours,) = scheduler.step(torch.tanh(x), scheduler.timesteps[0], x, return_dict=False)
-    theirs = wide.step(torch.tanh(x).double(), wide.timesteps[0], x.double()).prev_sample
-    assert ours.dtype == dtype
-    same(ours.double(), theirs, 2 * torch.finfo(dtype).eps)
+    for t in half.timesteps:
+        (ours,) = half.step(torch.tanh(x), t, x, return_dict=False)
+        theirs = single.step(torch.tanh(x).float(), t, x.float()).prev_sample
+        assert theirs.dtype is torch.float32
+        assert torch.equal(ours, theirs.to(dtype))
 
 
 def test_it_warns_where_a_network_is_asked_almost_in_pure_noise():

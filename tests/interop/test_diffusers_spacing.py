@@ -16,6 +16,7 @@ KINDS = ["DDPM", "DDIM", "PNDM", "DPMSolverMultistep", "UniPCMultistep", "DEISMu
 
 
 def scheduler(kind, **options):
+    options |= {"skip_prk_steps": True} if kind == "PNDM" else {}
     return getattr(diffusers, f"{kind}Scheduler")(**options)
 
 
@@ -39,12 +40,10 @@ def indices(theirs, grid):
 @pytest.mark.parametrize("offset", [0, 1])
 def test_the_timesteps_are_theirs(kind, name, offset):
     """Where steps divides K and where it does not; at 61 steps numpy's own arange would add a timestep of -1."""
-    for steps in (1, 2, 7, 50, 61):
+    for steps in (1, 2, 7, 50, 61)[kind == "PNDM" :]:
         theirs = scheduler(kind, timestep_spacing=name, steps_offset=offset)
         expected = timesteps(theirs, steps)[:steps]
-        grid = spacing(theirs, steps) if kind != "PNDM" or steps > 1 or offset else None
-        if grid is None:
-            continue
+        grid = spacing(theirs, steps)
         assert type(grid) is Knots
         assert grid.dtype is torch.float64
         shown, last = indices(theirs, grid)

@@ -62,8 +62,8 @@ def spacing(scheduler: object, steps: int) -> Knots:
             )
     if config.get("interpolation_type", "linear") != "linear":
         raise ValueError(
-            f"interpolation_type {config.get('interpolation_type')!r} is refused: such a scheduler's sigmas are not those "
-            "of the timesteps that its network is shown."
+            f"interpolation_type {config.get('interpolation_type')!r} is refused: its sigmas are not those of the "
+            "timesteps that the network is shown."
         )
     if config.kind == FLOW:
         return _shifted(config, getattr(scheduler, "shift", None), steps).as_subclass(Knots)

@@ -6,7 +6,7 @@ import copy
 import json
 import subprocess
 import sys
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -82,7 +82,7 @@ def test_a_missing_file_is_named(folder, name, words):
         (lambda c: c.pop("scheduler"), r"names no 'scheduler'; it holds unet\.$"),
         (lambda c: c.update(unet=[None, None]), "names no 'unet'"),
         (lambda c: c.update(transformer=c.pop("unet")), "names no 'unet'; .*transformer.* A transformer is no U-Net"),
-        (lambda c: c.update(unet=["diffusers", "Unknown"]), r"diffusers .* has no class Unknown\.$"),
+        (lambda c: c.update(unet=["diffusers", "Unknown"]), r"^The diffusers that is installed has no class Unknown\.$"),
         (
             lambda c: c.update(unet=["os", "system"]),
             r"unet of .* is os\.system, and only classes of diffusers",
@@ -94,6 +94,14 @@ def test_an_index_without_what_is_needed_is_refused(folder, change, words):
     rewritten(folder, "model_index.json", change)
     with pytest.raises(ValueError, match=words):
         from_pretrained(folder, **LOCAL)
+
+
+def test_a_scheduler_of_our_own_is_loaded_too(folder, monkeypatch):
+    module = ModuleType("sdegen.interop.diffusers.own")
+    module.DDIMScheduler = type("DDIMScheduler", (diffusers.DDIMScheduler,), {"__module__": module.__name__})
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    rewritten(folder, "model_index.json", lambda c: c.update(scheduler=[module.__name__, "DDIMScheduler"]))
+    assert from_pretrained(folder, **LOCAL).path.steps == 1000
 
 
 def test_what_is_no_pipeline_is_refused(tmp_path):

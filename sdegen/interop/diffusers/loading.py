@@ -153,12 +153,12 @@ def _chosen(clip: bool | Sequence[float] | None, own: Bounds | None) -> Bounds |
     return Bounds(low, high)
 
 
-def _class(name: str) -> _Loadable:
-    """A class of diffusers, which imports no more of its modules than this class needs."""
+def _class(name: str, library: str = "diffusers") -> _Loadable:
+    """A class of diffusers, which imports no more of its modules than this class needs; or of this folder."""
     try:
-        return cast(_Loadable, getattr(import_module("diffusers"), name))
+        return cast(_Loadable, getattr(import_module(library), name))
     except AttributeError as error:
-        raise ValueError(f"diffusers {import_module('diffusers').__version__} has no class {name}.") from error
+        raise ValueError(f"The {library} that is installed has no class {name}.") from error
     except (ImportError, RuntimeError, OSError) as error:
         if isinstance(error, ModuleNotFoundError) and error.name == "diffusers":
             raise ImportError(f"from_pretrained needs diffusers, which is not installed: {INSTALL}") from error
@@ -196,10 +196,10 @@ def _part(name: str, classes: dict[str, object], place: str, **options: object) 
         other = " A transformer is no U-Net: build it yourself and give it to from_diffusers." * ("transformer" in held)
         raise ValueError(f"{INDEX} of {place} names no {name!r}; it holds {', '.join(held) or 'nothing'}.{other}")
     library, kind = entry
-    if library != "diffusers":
+    if library != "diffusers" and library.split(".")[:3] != __name__.split(".")[:3]:
         raise ValueError(f"The {name} of {place} is {library}.{kind}, and only classes of diffusers are loaded.")
     try:
-        return _class(kind).from_pretrained(place, subfolder=name, **options)
+        return _class(kind, library).from_pretrained(place, subfolder=name, **options)
     except (OSError, ValueError) as error:
         why = " ".join(str(error).split())
         raise ValueError(f"The {name} of {place} cannot be loaded as {kind}: {why}") from error

@@ -36,14 +36,24 @@ def twice_differentiable() -> Iterator[None]:
 
 
 @contextmanager
+def outside_inference() -> Iterator[None]:
+    """Inside, tensors are normal ones, of which gradients can be taken, also where the caller is in inference mode."""
+    if not torch.is_inference_mode_enabled():
+        yield
+        return
+    with torch.inference_mode(False), torch.no_grad():
+        yield
+
+
+@contextmanager
 def differentiated(y: Tensor, several: bool = False) -> Iterator[tuple[Tensor, bool]]:
     """Inside, gradients are on: (y, keep), a state with a gradient, and whether what is computed keeps its graph.
 
     Where gradients were on already, y is the state itself and its derivatives shall have derivatives; elsewhere y is a
     leaf, whose graph ends here. `several` says that more than one backward pass will be taken.
     """
-    keep = torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
-    with torch.inference_mode(False), torch.enable_grad():
+    keep = torch.is_grad_enabled()
+    with torch.enable_grad():
         y = y if keep and y.requires_grad else y.clone().detach().requires_grad_(True)
         with twice_differentiable() if keep else uncompiled() if several else nullcontext():
             yield y, keep

@@ -30,6 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from sdegen import _checks
+from sdegen._derivatives import outside_inference
 from sdegen._shapes import batch_of_times, like
 from sdegen.paths.gaussian import GaussianPath
 
@@ -376,6 +377,7 @@ class Model(nn.Module, ABC):
         if t.device.type == "cpu" and not bool((torch.isfinite(c) & torch.isfinite(d)).all()):
             wrong = float(t[~(torch.isfinite(c) & torch.isfinite(d))][0])
             raise ValueError(f"The {name} is infinite at t = {wrong:g} on {self.path!r}; ask for it inside the path.")
-        query, y = self.plan(x, sigma / r, t, c, d).rows(slice(None), x), x / like(r, x)
-        answer = self.estimate(y, query, _checks.network_arguments(_checks.conditions(cond)))
+        with outside_inference():
+            query, y = self.plan(x, sigma / r, t, c, d).rows(slice(None), x), x / like(r, x)
+            answer = self.estimate(y, query, _checks.network_arguments(_checks.conditions(cond)))
         return y, like(sigma / r, x), answer

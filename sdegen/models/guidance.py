@@ -132,7 +132,7 @@ class Guided(Steered):
         with differentiated(y) as (state, keep):
             through = D(state, cond=cond) if self.of == "data" else None
             x = r * state if through is None else state - u * through
-            log_w = _checked_weight(self.log_weight(x, _per_row(t, y), **cond), y)
+            log_w = _checked_weight(self.log_weight(*_shown(self.log_weight, x, t), **cond), y)
             (gradient,) = torch.autograd.grad(log_w.sum(), state, create_graph=keep)
         slope = D(y, cond=cond) if through is None else through
         changed = slope - _scale_at(self.scale, u) * u / (1 - u) * gradient
@@ -146,6 +146,9 @@ class Clipped(Wrapped):
     x_hat = y, the model's own answer. With `quantile`, dynamic thresholding: about the middle of [low, high] and in
     units of half its width, s is this quantile of |x_hat| over each event, held in [1, most], and x_hat' is x_hat
     clipped to [-s, s] and divided by s.
+
+    Where the model's own samples would leave [low, high], the clipped ODE gathers them on its ends: `log_prob` is the
+    density of the rest, and integrates to less than one.
 
     Args:
         model: the model to clip.
@@ -205,9 +208,11 @@ def _quantile(x: Tensor, q: float) -> Tensor:
     return found.reshape(-1, *(1,) * (x.ndim - 1))
 
 
-def _per_row(t: Tensor, y: Tensor) -> Tensor:
-    """Times that broadcast against y, as (B,)."""
-    return t.reshape(-1).expand(len(y))
+def _shown(log_weight: Callable[..., Tensor], x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    """x and t, one time per row, in the precision of the weights of a module."""
+    weights = log_weight.parameters() if isinstance(log_weight, torch.nn.Module) else ()
+    dtype = next((p.dtype for p in weights if p.is_floating_point()), x.dtype)
+    return x.to(dtype), t.reshape(-1).expand(len(x)).to(dtype)
 
 
 def _scale_at(scale: Scale, u: Tensor) -> float | Tensor:
@@ -242,6 +247,8 @@ def _checked_thresholds(low: float, high: float, quantile: float | None, most: f
         raise ValueError("quantile must be above 0, and it is 0.")
     if most != math.inf:
         _checks.real("most", most, 1)
+        if quantile is None:
+            raise ValueError(f"most is about dynamic thresholding, and most = {most} came without a quantile.")
     return quantile, most
 
 
@@ -249,9 +256,7 @@ def _checked_weight(log_w: object, y: Tensor) -> Tensor:
     """What log_weight returned for a batch like `y`, after a ValueError unless it has a gradient; NaN is looked for."""
     if not isinstance(log_w, Tensor) or log_w.shape != (len(y),):
         got = tuple(log_w.shape) if isinstance(log_w, Tensor) else type(log_w).__name__
-        raise ValueError(
-            f"log_weight must return a tensor of shape ({len(y)},), one number per sample, and gave {got}."
-        )
+        raise ValueError(f"log_weight must return a tensor of shape ({len(y)},), one number per sample, not {got}.")
     if not log_w.requires_grad:
         raise ValueError("log_weight returned numbers without a gradient: leave out torch.no_grad, detach and argmax.")
     if log_w.device.type == "cpu" and bool(log_w.detach().isnan().any()):

@@ -198,8 +198,9 @@ def _part(name: str, classes: dict[str, object], place: str, **options: object) 
     library, kind = entry
     if library != "diffusers" and library.split(".")[:3] != __name__.split(".")[:3]:
         raise ValueError(f"The {name} of {place} is {library}.{kind}, and only classes of diffusers are loaded.")
+    loaded = _class(kind, library)
     try:
-        return _class(kind, library).from_pretrained(place, subfolder=name, **options)
+        return loaded.from_pretrained(place, subfolder=name, **options)
     except (OSError, ValueError) as error:
         why = " ".join(str(error).split())
         raise ValueError(f"The {name} of {place} cannot be loaded as {kind}: {why}") from error

@@ -114,6 +114,20 @@ def test_the_density_goes_through_attention():
     torch.testing.assert_close(logp, one_by_one, rtol=1e-9, atol=1e-9)
 
 
+def test_the_density_has_a_gradient_through_attention():
+    """By two backward passes, as by a central difference."""
+    model, x = from_diffusers(unet(), SMOOTH), torch.randn(1, 1, 4, 4)
+    h, way, solver = 1e-5, torch.randn(1, 1, 4, 4), sdegen.Adams(3)
+
+    def logp(x):
+        return sdegen.log_likelihood(model, x, solver, differentiable=True, u=(0.1, 0.9)).log_prob.sum()
+
+    start = x.clone().requires_grad_(True)
+    (slope,) = torch.autograd.grad(logp(start), start)
+    difference = (logp(x + h * way) - logp(x - h * way)).detach() / (2 * h)
+    torch.testing.assert_close((slope * way).sum(), difference, rtol=1e-6, atol=1e-7)
+
+
 def test_a_model_of_a_network_can_be_pickled():
     x, flow = torch.randn(2, 1, 4, 4), diffusers.FlowMatchEulerDiscreteScheduler()
     for scheduler in (SMOOTH, diffusers.DDPMScheduler(), flow):

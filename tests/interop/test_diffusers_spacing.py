@@ -143,6 +143,12 @@ def test_flow_sigmas_of_a_chains_scheduler_put_the_network_on_a_flow(prediction)
         ("EulerDiscrete", {"interpolation_type": "log_linear"}, 5, "interpolation_type 'log_linear' is refused"),
         ("FlowMatchEulerDiscrete", {"use_exponential_sigmas": True}, 5, "use_exponential_sigmas=True is refused"),
         ("FlowMatchEulerDiscrete", {"use_dynamic_shifting": True}, 5, "use_dynamic_shifting=True is refused"),
+        (
+            "FlowMatchEulerDiscrete",
+            {"shift_terminal": 0.1},
+            1,
+            "steps of a schedule with shift_terminal must be at least 2",
+        ),
         ("DDIM", {}, 0, "steps must be at least 1, and it is 0"),
         ("DDIM", {}, 1001, "DDIMScheduler has no 1001 falling timesteps below 1000"),
         ("DDIM", {"steps_offset": 30}, 50, "DDIMScheduler has no 50 falling timesteps below 1000"),

@@ -80,9 +80,9 @@ def from_diffusers(
         time=schedule.time,
         learns_variance=schedule.learns_variance,
     )
-    return (
-        model if bounds is None else Clipped(model, bounds.low, bounds.high, quantile=bounds.quantile, most=bounds.most)
-    )
+    if bounds is None:
+        return model
+    return Clipped(model, bounds.low, bounds.high, quantile=bounds.quantile, most=bounds.most)
 
 
 def from_pretrained(
@@ -180,7 +180,7 @@ def _classes(place: str, local_files_only: bool) -> dict[str, object]:
         except (OSError, ValueError) as error:
             raise ValueError(f"{place!r} is no directory, and the Hub gave no {INDEX} of it: {error}") from error
     try:
-        entries = json.loads(file.read_text())
+        entries = json.loads(file.read_text("utf-8"))
     except ValueError as error:
         raise ValueError(f"{file} is not valid JSON: {error}") from error
     if not isinstance(entries, dict):

@@ -20,9 +20,10 @@ from sdegen.models.exact import Gaussian, GaussianMixture
 from sdegen.models.guidance import ClassifierFree, Clipped, Guided
 from sdegen.models.model import ScoreModel
 from sdegen.models.observed import Observed
+from sdegen.models.preconditioned import Preconditioned
 from sdegen.models.wrapped import Wrapped
 from sdegen.paths.chain import DDPM
-from sdegen.paths.diffusions import VESDE, VPSDE, CosineVPSDE, SubVPSDE
+from sdegen.paths.diffusions import EDM, VESDE, VPSDE, CosineVPSDE, SubVPSDE
 from sdegen.paths.flows import CondOT, Interpolant, Retimed, Trigonometric
 from sdegen.paths.gaussian import GaussianPath, Slopes
 from sdegen.reflow import rectify, straightness, vector_field
@@ -63,15 +64,22 @@ from sdegen.solvers import (
 )
 from sdegen.training.couplings import Independent, OptimalTransport
 from sdegen.training.hybrid import hybrid_loss
-from sdegen.training.losses import LikelihoodWeighting, MinSNR, loss
-from sdegen.training.times import ChainTimes, ClockTimes, LikelihoodTimes, LowDiscrepancyTimes, UniformTimes
+from sdegen.training.losses import EDMWeighting, LikelihoodWeighting, MinSNR, loss
+from sdegen.training.times import (
+    ChainTimes,
+    ClockTimes,
+    LikelihoodTimes,
+    LogNormalTimes,
+    LowDiscrepancyTimes,
+    UniformTimes,
+)
 from sdegen.tuning import tune
 
 __all__ = ["__version__"]
 # Nouns: paths, models, solvers
-__all__ += ["DDPM", "VESDE", "VPSDE", "CosineVPSDE", "GaussianPath", "SubVPSDE"]
+__all__ += ["DDPM", "EDM", "VESDE", "VPSDE", "CosineVPSDE", "GaussianPath", "SubVPSDE"]
 __all__ += ["CondOT", "Interpolant", "Retimed", "Trigonometric"]
-__all__ += ["Gaussian", "GaussianMixture", "Model", "ScoreModel", "Wrapped", "vector_field"]
+__all__ += ["Gaussian", "GaussianMixture", "Model", "Preconditioned", "ScoreModel", "Wrapped", "vector_field"]
 __all__ += ["ClassifierFree", "Clipped", "Guided", "Observed"]
 __all__ += ["DDIM", "Adams", "AdamsUntil", "Ancestral", "ODESolver", "SDESolver", "StochasticAdams"]
 __all__ += ["DEIS", "DPMSolver", "Heun", "SASolver", "UniPC"]
@@ -86,7 +94,7 @@ __all__ += ["continuous_vlb", "discrete_log_prob", "entropy_form", "evaluate", "
 __all__ += ["log_likelihood", "log_prob", "optimal_variance", "vlb"]
 # Values: given to verbs, returned and raised by them
 __all__ += ["Discretized", "Exact", "Hutchinson", "Quantized", "Shared", "Slopes"]
-__all__ += ["ChainTimes", "ClockTimes", "LikelihoodTimes", "LowDiscrepancyTimes", "UniformTimes"]
-__all__ += ["Independent", "LikelihoodWeighting", "MinSNR", "OptimalTransport"]
+__all__ += ["ChainTimes", "ClockTimes", "LikelihoodTimes", "LogNormalTimes", "LowDiscrepancyTimes", "UniformTimes"]
+__all__ += ["EDMWeighting", "Independent", "LikelihoodWeighting", "MinSNR", "OptimalTransport"]
 __all__ += ["IWAE", "VLB", "AccuracyWarning", "Comparison", "DiscreteLogProb", "EntropyForm", "Estimate"]
 __all__ += ["Evaluation", "Importance", "LogLikelihood", "NonFiniteError", "Solution"]

@@ -63,10 +63,11 @@ def warn_of_tiny_alpha(model: Model, u_from: float, u_to: float) -> None:
     if not MOST_GAIN < gain < math.inf:
         return
     start, end = (min(u, inside) for u in (u_from, u_to))
+    advice = f"Give u=({start}, {end}), which stays inside" if start != end else f"Stay below u = {inside}"
     warnings.warn(
         f"At u = {top:.6g} alpha/sigma is {(1 - top) / top:.2g}, and what is wrong with the network's answer there is "
-        f"multiplied by {gain:.3g}: samples may explode, and densities be off. Give u=({start}, {end}), which stays "
-        "inside, or the model as sdegen.Clipped(model, low, high), whose x_hat stays in the range of the data.",
+        f"multiplied by {gain:.3g}: samples may explode, and densities be off. {advice}, or give the model as "
+        "sdegen.Clipped(model, low, high), whose x_hat stays in the range of the data.",
         AccuracyWarning,
         stacklevel=_checks.stacklevel_outside(),
     )

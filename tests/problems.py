@@ -50,6 +50,7 @@ PATHS = {
     "subvp": sdegen.SubVPSDE(),
     "cosine": sdegen.CosineVPSDE(),
     "ve": sdegen.VESDE(),
+    "edm": sdegen.EDM(),
     "ddpm": sdegen.DDPM.linear(1000),
     "ddpm smooth": sdegen.DDPM.linear(1000, smooth=True),
     "ddpm zero snr": zero_snr(sdegen.DDPM.linear(1000), smooth=True),

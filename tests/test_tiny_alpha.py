@@ -66,6 +66,11 @@ def test_it_is_about_the_part_that_is_followed(u):
     sdegen.solve(network(), X, sdegen.DDIM(4), u=(0.999, u[1]))
 
 
+def test_a_part_that_lies_there_altogether_has_no_pair():
+    with pytest.warns(sdegen.AccuracyWarning, match=r"Stay below u = 0.999, or give the model as sdegen.Clipped"):
+        sdegen.solve(network(), X, sdegen.DDIM(4), u=(0.9999, 0.9995))
+
+
 def test_a_moved_and_a_wrapped_model_has_the_factor_of_its_network():
     class Same(sdegen.Wrapped):
         def change(self, D, y, u, r, t, cond):
@@ -94,6 +99,26 @@ def test_no_path_of_ours_but_a_cosine_chain_is_warned_of(path, predicts):
         sdegen.sample(network(path, predicts), (3, 2), sdegen.Adams(4))
     except ValueError as error:
         assert "singular" in str(error)  # noqa: PT017  # either is right
+
+
+def test_the_factor_decides():
+    """Above 1000 it is told; a factor of clean data is not meant."""
+
+    class Factor(sdegen.Wrapped):
+        factor = 990.0
+
+        def gain(self, u):
+            return torch.full_like(u, self.factor)
+
+        def change(self, D, y, u, r, t, cond):
+            return D(y, cond=cond)
+
+    model = Factor(network(predicts="v"))
+    sdegen.solve(model, X, sdegen.DDIM(4))
+    model.factor = 1010.0
+    with pytest.warns(sdegen.AccuracyWarning, match=r"multiplied by 1.01e\+03"):
+        sdegen.solve(model, X, sdegen.DDIM(4))
+    sdegen.solve(network(predicts="data"), X, sdegen.DDIM(4), u=(0.0005, 0.0))
 
 
 def test_towards_noise_samples_are_not_warned_of():

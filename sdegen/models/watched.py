@@ -72,20 +72,18 @@ class Watched(_Forwarding):
     @torch.no_grad()
     def _keep(self, y: Tensor, answer: Tensor, query: Query) -> None:
         """Read x_hat off an answer now: a solver may write into it, or into y, as soon as it has it."""
-        u, c, d, e = query.fitting(y).numbers[:4]
+        u, c, d, e = query.numbers[:4]
         from_y, from_answer = _factors(u, c, d, e)
         if isinstance(from_y, Tensor) or not math.isnan(from_y):
             self._x_hat = combined(from_y, y, from_answer, answer)
 
 
 def _factors(u: Number, c: Number, d: Number, e: Number) -> tuple[Number, Number]:
-    """Those of y and of the answer in x_hat; NaN where it says nothing."""
+    """Those of y and of the answer in x_hat; where it says nothing NaN, or per sample infinite, and x_hat is NaN."""
     det = c * u - d * (1 - u)
     if not isinstance(det, Tensor):
         if u == 0:
             return 1.0, 0.0
         return (-(d + e * u) / det, u / det) if det else (math.nan, math.nan)
-    nothing = torch.full_like(det, math.nan)
     clean = torch.as_tensor(u == 0, device=det.device)
-    known = torch.where(det == 0, nothing, det)
-    return torch.where(clean, 1.0, -(d + e * u) / known), torch.where(clean, 0.0, u / known)
+    return torch.where(clean, 1.0, -(d + e * u) / det), torch.where(clean, 0.0, u / det)

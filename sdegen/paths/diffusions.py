@@ -1,4 +1,4 @@
-"""The diffusions: VP (linear beta, cosine), sub-VP and VE. The chain is in chain.py, the flows in flows.py.
+"""The diffusions: VP (linear beta, cosine), sub-VP, VE and EDM. The chain is in chain.py, the flows in flows.py.
 
 Each states alpha, sigma, their derivatives in its own time, and the two functions of the straight clock u that the
 dynamics use, t(u) and r(u), in forms that lose no digits near the data: expm1 for 1 - exp, tangents for acos.
@@ -6,6 +6,7 @@ dynamics use, t(u) and r(u), in forms that lose no digits near the data: expm1 f
 References:
     Score-Based Generative Modeling through Stochastic Differential Equations, Song et al., 2021, arXiv:2011.13456.
     Denoising Diffusion Probabilistic Models, Ho et al., 2020, arXiv:2006.11239.
+    Elucidating the Design Space of Diffusion-Based Generative Models, Karras et al., 2022, arXiv:2206.00364.
 """
 
 from __future__ import annotations
@@ -261,6 +262,54 @@ class VESDE(GaussianPath):
         """t = log(sigma/sigma_min) / log(sigma_max/sigma_min) with sigma = u/(1-u)."""
         u = self.checked_clocks(u)
         return torch.log(u / (1 - u) / self.sigma_min) / self._log_ratio
+
+    def scale(self, u: float | Tensor) -> Tensor:
+        """r = 1 + sigma = 1/(1-u)."""
+        return 1 / (1 - self.checked_clocks(u))
+
+
+@dataclass(frozen=True)
+class EDM(GaussianPath):
+    """Karras et al.'s path, whose time is the deviation of the noise, t in [0, sigma_max].
+
+    alpha = 1, sigma = t
+
+    It is `VESDE` from clean data on and in another time: its clock starts at u = 0 and ends at
+    u = sigma_max/(1 + sigma_max), where samples start from N(0, sigma_max^2 I).
+
+    Args:
+        sigma_max: the deviation of the noise at the noise end, 80 as in the source.
+
+    Raises:
+        TypeError: for a `sigma_max` that is no real number.
+        ValueError: unless `sigma_max` is positive and finite.
+
+    References:
+        Elucidating the Design Space of Diffusion-Based Generative Models, Karras et al., 2022, arXiv:2206.00364.
+    """
+
+    sigma_max: float = 80.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "t_noise", _checks.real("sigma_max", self.sigma_max, 0, strict=True))
+
+    def alpha(self, t: float | Tensor) -> Tensor:
+        """alpha = 1."""
+        return torch.ones_like(as_time(t))
+
+    def sigma(self, t: float | Tensor) -> Tensor:
+        """sigma = t."""
+        return as_time(t)
+
+    def slopes(self, t: float | Tensor) -> Slopes:
+        """alpha' = 0 and sigma' = 1."""
+        t = as_time(t)
+        return Slopes(torch.zeros_like(t), torch.ones_like(t), 2 * t)
+
+    def time(self, u: float | Tensor) -> Tensor:
+        """t = u/(1-u)."""
+        u = self.checked_clocks(u)
+        return u / (1 - u)
 
     def scale(self, u: float | Tensor) -> Tensor:
         """r = 1 + sigma = 1/(1-u)."""

@@ -86,6 +86,35 @@ class MinSNR:
         return torch.clamp(self.gamma * (path.sigma(t) / path.alpha(t)) ** 2, max=1.0)
 
 
+@dataclass(frozen=True)
+class EDMWeighting:
+    """Karras et al.'s weighting, under which the network inside `Preconditioned` has weight 1 at every noise level.
+
+        (s^2 + sigma_data^2) / (s sigma_data)^2 on the squared error of the data, s = sigma/alpha
+
+    that is 1 + (s/sigma_data)^2 on that of eps.
+
+    Args:
+        sigma_data: the standard deviation of one value of the data, 0.5 by default, the source's.
+
+    Raises:
+        TypeError: for a `sigma_data` that is no real number.
+        ValueError: unless `sigma_data` is positive.
+
+    References:
+        Elucidating the Design Space of Diffusion-Based Generative Models, Karras et al., 2022, arXiv:2206.00364.
+    """
+
+    sigma_data: float = 0.5
+
+    def __post_init__(self) -> None:
+        _checks.real("sigma_data", self.sigma_data, 0, strict=True)
+
+    def __call__(self, path: GaussianPath, t: Tensor) -> Tensor:
+        """The weight of the squared error of eps at times `t` (B,)."""
+        return 1 + (path.sigma(t) / (self.sigma_data * path.alpha(t))) ** 2
+
+
 def loss(
     model: ScoreModel,
     x: Tensor,
@@ -105,9 +134,9 @@ def loss(
         model: the `ScoreModel` to train.
         x: data (B, *event).
         weighting: None for the plain squared error ("simple" for an eps network), `LikelihoodWeighting()`, `MinSNR()`,
-            or a callable (path, t) -> the weight (B,) of the squared error of eps.
+            `EDMWeighting()`, or a callable (path, t) -> the weight (B,) of the squared error of eps.
         times: how t is drawn: `UniformTimes()` by default, `LowDiscrepancyTimes()`, `ClockTimes()`,
-            `LikelihoodTimes()`, `ChainTimes()`, or a callable like them.
+            `LikelihoodTimes()`, `ChainTimes()`, `LogNormalTimes()`, or a callable like them.
         cond: keyword arguments for the network; tensors with one row per sample follow x through a coupling.
         t: the times, a scalar or (B,), instead of draws.
         noise: the standard normals eps, or the source's draws, like x, instead of draws.

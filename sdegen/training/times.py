@@ -3,11 +3,13 @@
 A sampler is a value, called as sampler(path, n, generator, dtype, device); it returns n times and their importance
 weights, both (n,), in at least float32. A weight is the density of uniform time over the density from which the time
 was drawn, so that the loss has the mean it has under uniform time, over those times that the sampler can draw; only
-its variance is another.
+its variance is another. `LogNormalTimes` alone has a law of its own, over which the mean is meant: its weights are 1.
 
 References:
     Variational Diffusion Models, Kingma et al., 2021, arXiv:2107.00630.
     Denoising Diffusion Probabilistic Models, Ho et al., 2020, arXiv:2006.11239 (the times of a chain).
+    Elucidating the Design Space of Diffusion-Based Generative Models, Karras et al., 2022, arXiv:2206.00364 (log-normal
+    noise levels).
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import torch
 from torch import Tensor
 
 from sdegen import _checks
-from sdegen._shapes import Generators, first_generator, uniform
+from sdegen._shapes import Generators, first_generator, normal, uniform
 from sdegen.paths.gaussian import GaussianPath
 
 Times = Callable[[GaussianPath, int, Generators, torch.dtype, torch.device], tuple[Tensor, Tensor]]
@@ -171,7 +173,45 @@ class LikelihoodTimes:
         return t, (high - low) / (rate * abs(path.t_noise - path.t_data))
 
 
-SAMPLERS = (UniformTimes, LowDiscrepancyTimes, ClockTimes, ChainTimes, LikelihoodTimes)
+@dataclass(frozen=True)
+class LogNormalTimes:
+    """Independent times at which sigma/alpha is log-normal, as Karras et al. train: log(sigma/alpha) ~ N(mean, std^2).
+
+    On `EDM` that is the law of sigma, and with it on any path that of the log-SNR, -2 log(sigma/alpha). A draw beyond
+    an end of the path is held at that end.
+
+    All weights are 1: the loss is the mean over this law, as in the source, and not over uniform time, of which the
+    tails of a normal law see too little to tell the mean. With `EDMWeighting()` it is EDM's loss.
+
+    Args:
+        mean: of log(sigma/alpha), -1.2 by default, the source's.
+        std: its standard deviation, 1.2 by default, the source's.
+
+    Raises:
+        TypeError: for an argument that is no real number.
+        ValueError: unless `mean` is finite and `std` positive.
+
+    References:
+        Elucidating the Design Space of Diffusion-Based Generative Models, Karras et al., 2022, arXiv:2206.00364.
+    """
+
+    mean: float = -1.2
+    std: float = 1.2
+
+    def __post_init__(self) -> None:
+        _checks.real("mean", self.mean)
+        _checks.real("std", self.std, 0, strict=True)
+
+    def __call__(
+        self, path: GaussianPath, n: int, generator: Generators, dtype: torch.dtype, device: torch.device
+    ) -> tuple[Tensor, Tensor]:
+        """Draw `n` times, computed in float64 as those of `ClockTimes`; all weights are 1."""
+        z = normal((n,), generator, torch.promote_types(dtype, torch.float32), device)
+        u = torch.sigmoid(self.mean + self.std * z.double())
+        return _off_data(path, _time_at(path, u.clamp(*path.ends)).to(z)), torch.ones_like(z)
+
+
+SAMPLERS = (UniformTimes, LowDiscrepancyTimes, ClockTimes, ChainTimes, LikelihoodTimes, LogNormalTimes)
 """The samplers of this file: what they draw is on the path and of the right shape, and a loss does not look again."""
 
 

@@ -13,13 +13,19 @@ from problems import ring
 
 import sdegen
 
-WEIGHTINGS = {"plain": None, "likelihood": sdegen.LikelihoodWeighting(), "min-snr": sdegen.MinSNR()}
+WEIGHTINGS = {
+    "plain": None,
+    "likelihood": sdegen.LikelihoodWeighting(),
+    "min-snr": sdegen.MinSNR(),
+    "edm": sdegen.EDMWeighting(),
+}
 TIMES = {
     "uniform": sdegen.UniformTimes(),
     "low discrepancy": sdegen.LowDiscrepancyTimes(),
     "chain": sdegen.ChainTimes(20),
     "likelihood": sdegen.LikelihoodTimes(),
     "clock": sdegen.ClockTimes(),
+    "log-normal": sdegen.LogNormalTimes(),
 }
 
 

@@ -8,7 +8,7 @@ import pickle
 
 import pytest
 import torch
-from chains import DATA, M, S, Theory, nodes
+from chains import DATA, Counting, M, S, Theory, nodes
 from problems import affine_law, ring, zero_snr
 
 import sdegen
@@ -42,6 +42,7 @@ def test_the_last_step_is_a_straight_line_to_pure_noise(betas, smooth):
     start = torch.prod(1 - betas[:-1]).sqrt()
     torch.testing.assert_close(path.alpha(t), start * (1 - q), rtol=1e-11, atol=0)
     torch.testing.assert_close(path.sigma(t) ** 2 + path.alpha(t) ** 2, torch.ones(9), rtol=1e-14, atol=0)
+    torch.testing.assert_close(torch.exp(-0.5 * path.integrated_beta(t)), path.alpha(t), rtol=1e-13, atol=0)
     assert path.ends == (0.0, 1.0)
     assert path.prior.std == 1.0
     assert [float(f(1.0)) for f in (path.alpha, path.sigma, path.clock)] == [0.0, 1.0, 1.0]
@@ -129,6 +130,16 @@ def test_its_integers_and_its_shorter_chains():
     assert float(trailing[0]) == 1.0
     assert torch.equal((path.time(trailing) * 1000).round().long(), torch.arange(1000, -1, -20))
     assert float(leading[0]) < 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_solvers_show_the_network_whole_integers(dtype):
+    path, net = zero_snr(sdegen.DDPM.linear(333)), Counting()
+    model, x = sdegen.ScoreModel(net, path, "v", time=path.index), torch.randn(2, 1, dtype=dtype)
+    for solver in (sdegen.Ancestral(), sdegen.DDIM()):
+        net.times.clear()
+        sdegen.solve(model, x, solver)
+        assert torch.equal(torch.stack(net.times)[:, 0], torch.arange(332, -1, -1, dtype=dtype))
 
 
 # What it refuses

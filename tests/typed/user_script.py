@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import sdegen
 from sdegen.datasets import bits_per_dim, dequantise, digits, two_moons
-from sdegen.interop import Adapted, from_flow_matching, from_torchcfm
+from sdegen.interop import Adapted, from_edm, from_flow_matching, from_torchcfm
 from sdegen.nets import MLP, UNet
 
 
@@ -101,6 +101,7 @@ def paths() -> list[sdegen.GaussianPath]:
     """Every path, and what a path answers."""
     betas = torch.linspace(1e-3, 0.3, 8)
     diffusions = [sdegen.VPSDE(), sdegen.SubVPSDE(), sdegen.VESDE(), sdegen.CosineVPSDE(), sdegen.DDPM(betas), Mine()]
+    diffusions += [sdegen.EDM(), sdegen.DDPM([0.1, 0.3, 1.0])]
     flows = [sdegen.CondOT(), sdegen.Trigonometric(), sdegen.Retimed(sdegen.CondOT(), 0.0, 1.0)]
     for path in [*diffusions, *flows]:
         x_t, eps = path.perturb(torch.randn(4, 2), 0.5)
@@ -134,6 +135,7 @@ def train(model: sdegen.ScoreModel, x: Tensor) -> None:
     loss = loss + sdegen.loss(model, x, weighting=sdegen.LikelihoodWeighting(), times=sdegen.LikelihoodTimes())
     loss = loss + sdegen.loss(model, x, times=sdegen.LowDiscrepancyTimes(), coupling=sdegen.Independent())
     loss = loss + sdegen.loss(model, x, times=sdegen.ClockTimes())
+    loss = loss + sdegen.loss(model, x, times=sdegen.LogNormalTimes(), weighting=sdegen.EDMWeighting())
     loss = loss + sdegen.loss(model, x, times=sdegen.ChainTimes(8), generator=torch.Generator().manual_seed(0))
     optimiser.zero_grad()
     loss.backward()
@@ -156,6 +158,15 @@ def sample(model: sdegen.ScoreModel) -> None:
     sdegen.decode(model, z, Bashforth(2), differentiable=True, checkpoint_every=2).sum().backward()
     calls: int = solution.calls
     assert calls == 8
+    clocks: list[float] = []
+
+    def told(k: int, u: float, x: Tensor, x_hat: Tensor) -> None:
+        clocks.append(u + 0 * k + float((x - x_hat).sum()))
+
+    sdegen.solve(model, z, sdegen.Adams(4), callback=told)
+    assert len(clocks) == 4
+    x_hat, eps_hat = model.denoise(x, 0.5)
+    assert x_hat.shape == eps_hat.shape
     own: Tensor | None = sdegen.solve(model, z, sdegen.ODESolver("dopri5", rtol=1e-2, steps_for="sample")).sample_calls
     assert own is not None
     assert own.shape == (4,)
@@ -287,6 +298,7 @@ def flow(x: Tensor) -> None:
     assert bend.shape == (len(x),)
     net = MLP(2, hidden=8, depth=1)
     theirs: list[sdegen.ScoreModel] = [from_torchcfm(Adapted(net, time_last)), from_flow_matching(net)]
+    theirs.append(from_edm(sdegen.Preconditioned(net, sigma_data=1.0), sigma_min=0.002, sigma_max=80.0))
     assert all(isinstance(one, sdegen.Model) for one in theirs)
 
 

@@ -11,6 +11,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     diffusers = pytest.importorskip("diffusers")
     ddpm_module = pytest.importorskip("diffusers.schedulers.scheduling_ddpm")
+    UNet2DOutput = pytest.importorskip("diffusers.models.unets.unet_2d").UNet2DOutput
 
 BLOCKS = {"down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("AttnUpBlock2D", "UpBlock2D")}
 SIZES = {"block_out_channels": (4, 8), "norm_num_groups": 4, "layers_per_block": 1, "attention_head_dim": 4}

@@ -15,7 +15,7 @@ with warnings.catch_warnings():
     diffusers = pytest.importorskip("diffusers")
     from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
-from sdegen.interop.diffusers import AdamsScheduler, from_diffusers
+from sdegen.interop.diffusers import AdamsScheduler, from_diffusers, from_pretrained
 
 SHAPE = (2, 3, 8, 8)
 PREDICTIONS = ["epsilon", "sample", "v_prediction"]
@@ -151,6 +151,8 @@ def test_it_is_saved_with_a_pipeline_and_loaded(unet, tmp_path, start, caplog):
     names = {name for name in loaded.scheduler.config if not name.startswith("_")}
     assert {name: loaded.scheduler.config[name] for name in names} == {name: scheduler.config[name] for name in names}
     assert torch.equal(walk(loaded.unet, loaded.scheduler, start, 6), walk(unet, scheduler, start, 6))
+    ours = sdegen.sample(from_pretrained(tmp_path, dtype=torch.float64), SHAPE, sdegen.Adams(6, order=2), x_T=start)
+    same(walk(unet, scheduler, start, 6), ours)
     back = DDPMScheduler.from_config(loaded.scheduler.config).config
     assert (back.beta_end, back.clip_sample, back.timestep_spacing) == (0.015, False, "leading")
 

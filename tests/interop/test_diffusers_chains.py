@@ -108,7 +108,7 @@ def test_ddim_is_theirs(monkeypatch, start, spaced, clean, eta):
 CLIPS = {
     "static": {"clip_sample": True, "clip_sample_range": 0.8},
     "dynamic": {"thresholding": True, "dynamic_thresholding_ratio": 0.9, "sample_max_value": 1.4},
-    "dynamic wins": {"thresholding": True, "clip_sample": True},
+    "dynamic wins": {"thresholding": True, "clip_sample": True, "sample_max_value": 1.4},
 }
 
 

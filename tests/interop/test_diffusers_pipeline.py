@@ -278,6 +278,28 @@ def test_the_bar_is_theirs_to_switch_off(unet, capsys):
     assert "3/3" not in capsys.readouterr().err
 
 
+@pytest.mark.slow
+def test_a_torchvision_of_another_torch_is_no_matter_or_is_named(tmp_path):
+    """Some modules of diffusers cannot be imported beside it, in some versions those of the pipelines."""
+    (tmp_path / "torchvision").mkdir()
+    (tmp_path / "torchvision" / "__init__.py").write_text('raise RuntimeError("no operator torchvision::nms")')
+    (tmp_path / "torchvision-0.1.dist-info").mkdir()
+    (tmp_path / "torchvision-0.1.dist-info" / "METADATA").write_text("Name: torchvision\nVersion: 0.1\n")
+    code = (
+        f"import sys\nsys.path.insert(0, {str(tmp_path)!r})\n"
+        "import torch, sdegen.interop.diffusers as interop\n"
+        "scheduler = interop.AdamsScheduler()\n"
+        "scheduler.set_timesteps(3)\n"
+        "scheduler.step(torch.zeros(1, 3, 8, 8), scheduler.timesteps[0], torch.zeros(1, 3, 8, 8))\n"
+        "try:\n    print(interop.SdegenPipeline)\nexcept ImportError as error:\n    print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    broken = "diffusers is installed and cannot be imported: "
+    assert "SdegenPipeline'>" in done.stdout or (
+        broken in done.stdout and "no operator torchvision::nms" in done.stdout
+    )
+
+
 def test_without_diffusers_the_package_opens_and_says_what_is_missing():
     code = (
         "import sys, sdegen.interop.diffusers as interop\n"
@@ -287,7 +309,7 @@ def test_without_diffusers_the_package_opens_and_says_what_is_missing():
         "    try:\n"
         "        getattr(interop, name)\n"
         "    except ImportError as error:\n"
-        "        assert str(error) == f\"{name} needs diffusers; install it with `pip install 'sdegen[diffusers]'`.\"\n"
+        "        assert str(error) == f\"{name} needs diffusers, which is not installed: pip install 'sdegen[diffusers]'\"\n"
         "    else:\n"
         "        raise AssertionError(name)\n"
         "assert not hasattr(interop, 'EulerScheduler')\n"

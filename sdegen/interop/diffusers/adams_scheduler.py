@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from sdegen import _checks
 from sdegen._arguments import warn_of_tiny_alpha
-from sdegen.interop.diffusers.loading import from_diffusers
+from sdegen.interop.diffusers.loading import from_diffusers, not_imported
 from sdegen.interop.diffusers.schedules import CHAINS, Schedule
 from sdegen.solvers.adams import Adams
 from sdegen.solvers.base import Problem
@@ -30,8 +30,8 @@ try:
     import diffusers
     from diffusers.configuration_utils import ConfigMixin, register_to_config
     from diffusers.schedulers.scheduling_utils import SchedulerMixin, SchedulerOutput
-except ImportError as error:
-    raise ImportError("AdamsScheduler needs diffusers; install it with `pip install 'sdegen[diffusers]'`.") from error
+except (ImportError, RuntimeError, OSError) as error:
+    raise not_imported("AdamsScheduler", error) from error
 
 LIKE = 1e-4
 """How far a timestep may be from the one that is due: a pipeline may have rounded it to float32."""

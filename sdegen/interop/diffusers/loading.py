@@ -80,9 +80,9 @@ def from_diffusers(
         time=schedule.time,
         learns_variance=schedule.learns_variance,
     )
-    return (
-        model if bounds is None else Clipped(model, bounds.low, bounds.high, quantile=bounds.quantile, most=bounds.most)
-    )
+    if bounds is None:
+        return model
+    return Clipped(model, bounds.low, bounds.high, quantile=bounds.quantile, most=bounds.most)
 
 
 def from_pretrained(
@@ -153,18 +153,23 @@ def _chosen(clip: bool | Sequence[float] | None, own: Bounds | None) -> Bounds |
     return Bounds(low, high)
 
 
-def _class(name: str) -> _Loadable:
-    """A class of diffusers, which imports no more of its modules than this class needs."""
+def _class(name: str, library: str = "diffusers") -> _Loadable:
+    """A class of diffusers, which imports no more of its modules than this class needs; or of this folder."""
     try:
-        return cast(_Loadable, getattr(import_module("diffusers"), name))
+        return cast(_Loadable, getattr(import_module(library), name))
     except AttributeError as error:
-        raise ValueError(f"diffusers {import_module('diffusers').__version__} has no class {name}.") from error
+        raise ValueError(f"The {library} that is installed has no class {name}.") from error
     except (ImportError, RuntimeError, OSError) as error:
-        if isinstance(error, ModuleNotFoundError) and error.name == "diffusers":
-            raise ImportError(f"from_pretrained needs diffusers, which is not installed: {INSTALL}") from error
-        why = " ".join(str(error).split())
-        fitting = " Install the torchvision that was built for this torch, or uninstall it." * ("torchvision" in why)
-        raise ImportError(f"diffusers is installed and cannot be imported: {why}{fitting}") from error
+        raise not_imported("from_pretrained", error) from error
+
+
+def not_imported(who: str, error: Exception) -> ImportError:
+    """What to raise for `who` after diffusers could not be imported: what is missing, or what is wrong."""
+    if isinstance(error, ModuleNotFoundError) and error.name == "diffusers":
+        return ImportError(f"{who} needs diffusers, which is not installed: {INSTALL}")
+    why = " ".join(str(error).split())
+    fitting = " Install the torchvision that was built for this torch, or uninstall it." * ("torchvision" in why)
+    return ImportError(f"diffusers is installed and cannot be imported: {why}{fitting}")
 
 
 def _classes(place: str, local_files_only: bool) -> dict[str, object]:
@@ -180,7 +185,7 @@ def _classes(place: str, local_files_only: bool) -> dict[str, object]:
         except (OSError, ValueError) as error:
             raise ValueError(f"{place!r} is no directory, and the Hub gave no {INDEX} of it: {error}") from error
     try:
-        entries = json.loads(file.read_text())
+        entries = json.loads(file.read_text("utf-8"))
     except ValueError as error:
         raise ValueError(f"{file} is not valid JSON: {error}") from error
     if not isinstance(entries, dict):
@@ -196,10 +201,11 @@ def _part(name: str, classes: dict[str, object], place: str, **options: object) 
         other = " A transformer is no U-Net: build it yourself and give it to from_diffusers." * ("transformer" in held)
         raise ValueError(f"{INDEX} of {place} names no {name!r}; it holds {', '.join(held) or 'nothing'}.{other}")
     library, kind = entry
-    if library != "diffusers":
+    if library != "diffusers" and library.split(".")[:3] != __name__.split(".")[:3]:
         raise ValueError(f"The {name} of {place} is {library}.{kind}, and only classes of diffusers are loaded.")
+    loaded = _class(kind, library)
     try:
-        return _class(kind).from_pretrained(place, subfolder=name, **options)
+        return loaded.from_pretrained(place, subfolder=name, **options)
     except (OSError, ValueError) as error:
         why = " ".join(str(error).split())
         raise ValueError(f"The {name} of {place} cannot be loaded as {kind}: {why}") from error

@@ -16,16 +16,16 @@ from torch import Tensor
 
 from sdegen import _checks
 from sdegen._shapes import Generators
-from sdegen.interop.diffusers.loading import from_diffusers
+from sdegen.interop.diffusers.loading import from_diffusers, not_imported
 from sdegen.interop.diffusers.storing import restored, stored
 from sdegen.models.base import Cond, Model
 from sdegen.sampling import sample
 from sdegen.solvers import Solver
 
 try:
-    from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
-except ImportError as error:
-    raise ImportError("SdegenPipeline needs diffusers; install it with `pip install 'sdegen[diffusers]'`.") from error
+    from diffusers import DiffusionPipeline, ImagePipelineOutput
+except (ImportError, RuntimeError, OSError) as error:
+    raise not_imported("SdegenPipeline", error) from error
 
 OUTPUTS = ("pil", "np", "pt", "latent")
 

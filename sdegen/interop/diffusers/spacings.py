@@ -58,12 +58,12 @@ def spacing(scheduler: object, steps: int) -> Knots:
         if config.get(option):
             raise ValueError(
                 f"{option}=True is refused: diffusers rounds the timesteps that belong to such sigmas, or interpolates "
-                "them, so that they are on no grid of the chain; give the solver a KarrasGrid instead."
+                "them, so that they are on no grid of the path; give the solver one of sdegen's, such as KarrasGrid()."
             )
     if config.get("interpolation_type", "linear") != "linear":
         raise ValueError(
-            f"interpolation_type {config.get('interpolation_type')!r} is refused: such a scheduler's sigmas are not those "
-            "of the timesteps that its network is shown."
+            f"interpolation_type {config.get('interpolation_type')!r} is refused: its sigmas are not those of the "
+            "timesteps that the network is shown."
         )
     if config.kind == FLOW:
         return _shifted(config, getattr(scheduler, "shift", None), steps).as_subclass(Knots)
@@ -118,5 +118,6 @@ def _shifted(config: Config, shift: object, steps: int) -> Tensor:
     sigma = torch.linspace(1, first * least / (1 + (first - 1) * least), steps, dtype=torch.float64)
     sigma = now * sigma / (1 + (now - 1) * sigma)
     if config.get("shift_terminal"):
+        _checks.whole("steps of a schedule with shift_terminal", steps, 2)
         sigma = 1 - (1 - sigma) * (1 - config.real("shift_terminal")) / (1 - sigma[-1])
     return torch.cat([sigma, sigma.new_zeros(1)])

@@ -23,7 +23,8 @@ from sdegen.sampling import sample
 from sdegen.solvers import Solver
 
 try:
-    from diffusers import DiffusionPipeline, ImagePipelineOutput
+    import diffusers  # noqa: F401  # the first to fail where it is absent
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
 except (ImportError, RuntimeError, OSError) as error:
     raise not_imported("SdegenPipeline", error) from error
 

@@ -166,9 +166,9 @@ class Received(dict[str, object]):
 def network_arguments(cond: Mapping[str, object], rows: slice | Tensor | None = None, size: int = 0) -> Received:
     """What the network receives for some `rows` of a batch of `size`, or for all of it.
 
-    A tensor whose first dimension is `size` has one row per sample and is cut; what is `Shared` is handed over whole.
-    Tensors are copied, so that a network may write into them. A list is refused where rows are cut: nobody can tell
-    whether its entries are samples.
+    A tensor whose first dimension is `size` has one row per sample and is cut, as is a dict of such tensors; what is
+    `Shared` is handed over whole. Tensors are copied, so that a network may write into them. A list is refused where
+    rows are cut: nobody can tell whether its entries are samples.
     """
     whole = rows is None or (isinstance(rows, slice) and rows == slice(0, size))
     received = Received()
@@ -179,14 +179,21 @@ def network_arguments(cond: Mapping[str, object], rows: slice | Tensor | None = 
         elif isinstance(value, Tensor):
             per_sample = not whole and value.ndim > 0 and len(value) == size
             received[name] = value[rows].clone() if per_sample else value.clone()
+        elif isinstance(value, Mapping) and (whole or _all_rows(value, size)):
+            received[name] = dict(network_arguments(value, rows, size))
         elif hasattr(value, "__len__") and not isinstance(value, str) and not whole:
             raise TypeError(
                 f"cond[{name!r}] is a {type(value).__name__}, and the batch is cut into rows: give a tensor with one "
-                "row per sample, or Shared(value) if it belongs to all of them."
+                "row per sample, a dict of such tensors, or Shared(value) if it belongs to all of them."
             )
         else:
             received[name] = value
     return received
+
+
+def _all_rows(value: Mapping[str, object], size: int) -> bool:
+    """Whether every entry is a tensor with one row per sample."""
+    return all(isinstance(part, Tensor) and part.shape[:1] == (size,) for part in value.values())
 
 
 def shared_again(cond: Mapping[str, object], shared: Collection[str]) -> dict[str, object]:

@@ -57,7 +57,10 @@ LAYERS = [  # a file imports only from rows above its own
     {"training.couplings", "training.times"},
     {"training.losses"},
     {"interop.adapted"},
-    {"interop.edm", "interop.flow_libraries", "interop.zuko"},
+    {"interop.edm", "interop.flow_libraries", "interop.zuko", "interop.diffusers.schedules"},
+    {"interop.diffusers.loading", "interop.diffusers.spacings", "interop.diffusers.storing"},
+    {"interop.diffusers.adams_scheduler", "interop.diffusers.pipelines"},
+    {"interop.diffusers"},
     {"interop"},
     {"sdegen"},
 ]
@@ -154,7 +157,8 @@ def test_import_is_light_and_touches_no_global_state():
         "after = (torch.get_rng_state().sum().item(), torch.get_default_dtype(), torch.is_grad_enabled(),\n"
         "         numpy.random.get_state()[1].sum(), random.getstate(), len(warnings.filters), logging.root.level)\n"
         "assert before[:5] + before[6:] == after[:5] + after[6:] and after[5] == filters\n"
-        "for heavy in ('matplotlib', 'sklearn', 'tqdm.auto', 'sdegen.nets', 'sdegen.datasets', 'sdegen.plot'):\n"
+        "others = ('matplotlib', 'sklearn', 'tqdm.auto', 'diffusers')\n"
+        "for heavy in (*others, 'sdegen.nets', 'sdegen.datasets', 'sdegen.plot'):\n"
         "    assert heavy not in sys.modules, heavy\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

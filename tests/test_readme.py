@@ -78,7 +78,10 @@ def test_every_program_is_run_here_or_for_its_law():
         "class Ralston",
         "class AdamsBashforth2",
         "class HalfCosine",
-        "class Guided",
+        "class Mirrored",
+        "sdegen.ClassifierFree(",
+        "known: a mask",
+        "from_pretrained(",
     ]
     assert len(PROGRAMS) == len(known)
     for word in known:
@@ -107,14 +110,54 @@ def test_the_path_is_the_trigonometric_one():
     torch.testing.assert_close(*ends, rtol=1e-10, atol=1e-10)
 
 
-def test_the_guided_model_is_the_linear_combination():
+def test_the_mirrored_model_is_the_mean_of_both_sides():
     names = {"sdegen": sdegen, "torch": torch}
-    exec(program("class Guided"), names)
+    exec(program("class Mirrored"), names)
+    law = sdegen.GaussianMixture([[1.0, -1.0], [0.5, 0.2]], 0.3)
+    model, x = law.model(sdegen.VPSDE()), torch.randn(6, 2)
+    both = 0.5 * (model.eps(x, 0.5) + model.eps(x.flip(-1), 0.5).flip(-1))
+    torch.testing.assert_close(names["Mirrored"](model).eps(x, 0.5), both, rtol=1e-5, atol=1e-5)
+
+
+def test_guided_models_sample():
+    """As printed, on exact models: conditional samples lie on their mode, observed ones where they were seen."""
+    path = sdegen.VPSDE()
+    laws = [sdegen.Gaussian([m, -m], 0.2) for m in (-1.0, 1.0)]
+    free = sdegen.GaussianMixture([[-1.0, 1.0], [1.0, -1.0]], 0.2).model(path)
 
     def net(x, t, label):
-        return torch.tanh(x + label[:, None])
+        every = torch.stack([m.model(path).eps(x, t) for m in laws] + [free.eps(x, t)], 1)
+        return every[torch.arange(len(x)), label.clamp(max=2)]
 
-    model, x, label = sdegen.ScoreModel(net, sdegen.VPSDE()), torch.randn(6, 2), torch.arange(6)
-    guided = names["Guided"](model, 3.0).eps(x, 0.5, {"label": label})
-    free, given = (model.eps(x, 0.5, {"label": rows}) for rows in (0 * label, label))
-    torch.testing.assert_close(guided, free + 3 * (given - free), rtol=1e-5, atol=1e-5)
+    names = {"sdegen": sdegen, "free": free, "model": sdegen.ScoreModel(net, path), "x_t": torch.randn(4, 2), "t": 0.5}
+    names |= {"labels": torch.arange(64) % 2, "log_weight": lambda x, t: x.sum(1), "reward": lambda x, t: x.sum(1)}
+    names |= {"A": torch.tensor([[1.0, 0.0]]), "z": torch.tensor([1.0])}
+    exec(
+        program("sdegen.ClassifierFree(").replace("x = sdegen.sample(guided", "of_labels = sdegen.sample(guided"), names
+    )
+    sign = 2.0 * names["labels"] - 1
+    assert float((names["of_labels"] - sign[:, None] * torch.tensor([1.0, -1.0])).norm(dim=1).max()) < 1
+    assert float((names["x"] - torch.tensor([1.0, -1.0])).norm(dim=1).median()) < 0.5
+    assert names["x_hat"].shape == names["eps_hat"].shape == (4, 2)
+
+
+def test_editing_and_filling_in():
+    """Replacement fills the second value in with what goes with the first."""
+    path = sdegen.VPSDE()
+    image, known = torch.tensor([[1.0, 0.0]]).expand(32, 2), torch.tensor([[True, False]])
+    names = {"sdegen": sdegen, "torch": torch, "path": path, "image": image, "known": known}
+    names["model"] = sdegen.GaussianMixture([[-1.0, 1.0], [1.0, -1.0]], 0.2).model(path)
+    exec(program("known: a mask"), names)
+    assert float((names["x"][:, 1] + 1).abs().median()) < 0.3
+    torch.testing.assert_close(names["x"][:, 0], image[:, 0])
+    assert float((names["edited"] - torch.tensor([1.0, -1.0])).norm(dim=1).median()) < 0.5
+
+
+def test_checkpoints_of_diffusers_are_loaded(tmp_path):
+    diffusers = pytest.importorskip("diffusers")
+    sizes = {"sample_size": 8, "layers_per_block": 1, "block_out_channels": (8, 8), "norm_num_groups": 4}
+    plain = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
+    diffusers.DDPMPipeline(diffusers.UNet2DModel(**sizes, **plain), diffusers.DDPMScheduler()).save_pretrained(tmp_path)
+    names = {"sdegen": sdegen}
+    exec(program("from_pretrained(").replace('"checkpoint"', repr(str(tmp_path))), names)
+    assert names["logp"].shape == (4,)

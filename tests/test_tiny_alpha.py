@@ -16,16 +16,6 @@ X = torch.randn(3, 2, generator=torch.Generator().manual_seed(0), dtype=torch.fl
 LIKELIHOOD = sdegen.Adams(12)
 
 
-class Clipping(sdegen.Wrapped):
-    """x_hat in [-1, 1], as `sdegen.Clipped` has it."""
-
-    clips = True
-
-    def change(self, D, y, u, r, t, cond):
-        slope, over = D(y, cond=cond), torch.where(u == 0, 1.0, u)
-        return torch.where(u == 0, slope, (y - (y - u * slope).clamp(-1, 1)) / over)
-
-
 def network(path=COSINE, predicts: str = "eps") -> sdegen.ScoreModel:
     return sdegen.ScoreModel(lambda x, t: 0.1 * x, path, predicts)
 
@@ -84,7 +74,12 @@ def test_a_moved_and_a_wrapped_model_has_the_factor_of_its_network():
 @pytest.mark.parametrize("name", VERBS)
 def test_where_nothing_can_explode_nothing_is_said(name):
     """A prediction without a large factor, exact models, clipped ones, VP, whose eps network has 153."""
-    for model in (network(predicts="v"), network(predicts="data"), ring().model(COSINE), Clipping(network())):
+    for model in (
+        network(predicts="v"),
+        network(predicts="data"),
+        ring().model(COSINE),
+        sdegen.Clipped(network(), -1, 1),
+    ):
         if not (model.predicts == "data" and name.startswith("log")):  # which is asked at u = 0
             VERBS[name](model)
     VERBS[name](network(sdegen.VPSDE()))

@@ -20,7 +20,7 @@ with warnings.catch_warnings():
     pytest.importorskip("diffusers")
     from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
 
-from sdegen.interop.diffusers import AdamsScheduler, SdegenPipeline, from_diffusers, spacing
+from sdegen.interop.diffusers import AdamsScheduler, SdegenPipeline, from_diffusers, from_pretrained, spacing
 from sdegen.interop.diffusers.storing import CLASSES, restored, stored
 
 SHAPE = (2, 3, 8, 8)
@@ -167,6 +167,7 @@ def test_it_is_saved_and_loaded_with_its_solver(unet, tmp_path, solver):
     loaded = SdegenPipeline.from_pretrained(tmp_path, dtype=torch.float64)
     loaded.set_progress_bar_config(disable=True)
     assert loaded.solver == solver
+    assert from_pretrained(tmp_path).path == pipe.model.path
     drawn = [
         one(2, generator=generator(), solver=None if solver else sdegen.Adams(2), output_type="latent").images
         for one in (pipe, loaded)

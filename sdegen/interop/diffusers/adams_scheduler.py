@@ -190,12 +190,13 @@ class AdamsScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # thei
             ValueError: a timestep that is not the next of `timesteps`, which the message names.
         """
         k = self._checked_step(timestep)
-        u, t = (n[k : k + 1] for n in (self._knots.u, self._knots.t))
         y = sample.to(torch.promote_types(sample.dtype, torch.float32)) / self._scale[k]
         self._net.answer = model_output
-        (query,) = self._model.plan(y, u, t, -torch.ones_like(u), torch.ones_like(u))
+        if k == 0:  # all questions at once: a device is waited for once a run
+            u, one = self._knots.u[:-1], torch.ones_like(self._knots.u[:-1])
+            self._plan = self._model.plan(y, u, self._knots.t[:-1], -one, one)
         _, (row,), kept = self._moves[k]
-        answers = (self._model.estimate(y, query, {}), *self._answers)
+        answers = (self._model.estimate(y, self._plan[k], {}), *self._answers)
         x = (self._scale[k + 1] * moved(row, y, answers)).to(sample.dtype)
         self._answers, self._taken = answers[:kept], k + 1
         return SchedulerOutput(prev_sample=x) if return_dict else (x,)

@@ -80,10 +80,12 @@ class ClassifierFree(Wrapped):
         super().__init__(model)
         self.scale, self.without = _checked_scale(scale), _checked_without(without)
         self.rescale = _checks.real("rescale", rescale, 0, 1)
+        self._there: dict[torch.device, dict[str, object]] = {}
 
     def change(self, D: Slope, y: Tensor, u: Tensor, r: Tensor, t: Tensor, cond: Mapping[str, object]) -> Tensor:
         """D_0 + scale (D_c - D_0)."""
-        given, free = D(torch.cat([y, y]), cond=_both(cond, self.without, y)).chunk(2)
+        without = _there(self.without, y.device, self._there)
+        given, free = D(torch.cat([y, y]), cond=_both(cond, without, y)).chunk(2)
         guided = free + _scale_at(self.scale, u) * (given - free)
         if not self.rescale:
             return guided
@@ -262,6 +264,22 @@ def _checked_weight(log_w: object, y: Tensor) -> Tensor:
     if log_w.device.type == "cpu" and bool(log_w.detach().isnan().any()):
         raise _checks.NonFiniteError(f"log_weight is NaN in {int(log_w.isnan().sum())} of {len(log_w)} samples.")
     return log_w
+
+
+def _there(
+    without: Mapping[str, object], device: torch.device, there: dict[torch.device, dict[str, object]]
+) -> dict[str, object]:
+    """What stands for none, its tensors moved to a device once."""
+    if device not in there:
+        there[device] = {name: _moved(value, device) for name, value in without.items()}
+    return there[device]
+
+
+def _moved(value: object, device: torch.device) -> object:
+    """A tensor, or those of a mapping, on a device."""
+    if isinstance(value, Mapping):
+        return {key: _moved(part, device) for key, part in value.items()}
+    return value.to(device) if isinstance(value, Tensor) else value
 
 
 def _both(cond: Mapping[str, object], without: Mapping[str, object], y: Tensor) -> dict[str, object]:

@@ -79,7 +79,7 @@ def test_lists_are_refused_where_a_coupling_reorders_them():
     calls = {}
     x, names = torch.randn(4, 2), ["a", "b", "c", "d"]
     with pytest.raises(
-        TypeError, match=r"cond\['name'\] is a list.*one row per sample, a dict of such tensors, or Shared"
+        TypeError, match=r"cond\['name'\] is a list.*a dict of such tensors, or Shared"
     ):
         sdegen.loss(recording(calls), x, coupling=sdegen.OptimalTransport(), cond={"name": names})
     assert not calls

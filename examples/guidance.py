@@ -249,6 +249,10 @@ def measure(args: argparse.Namespace) -> None:
                 shown[method] = x, float(distances[i, j])
         row = "".join(f"{float(d):10.3f}" if d < 10 else f"{'diverges':>10s}" for d in distances.mean(1))
         print(f"{'another exact sample' if method == 'exact' else method:22s}{row}")
+    print(
+        "\nNone is exact on a mixture. The pull of dps grows like 1/std^2 and asks for ever smaller steps; pigdm and mmps\n"
+        "know that x_hat is uncertain and are stable here, mmps by the model's own covariance."
+    )
     draw_posteriors(args.out / "guidance_posterior.png", petals, A, places[0], 0.1, shown)
 
 
@@ -281,7 +285,7 @@ def draw_inpainting(path: Path, whole: Tensor, known: Tensor, made: dict[str, Te
 
 def draw_edits(path: Path, rows: dict[str, Tensor]) -> None:
     """Inputs above what becomes of them, for sketches and for digits of another label."""
-    figure, axes = plt.subplots(1, 2, figsize=(12, 2.6), layout="constrained")
+    figure, axes = plt.subplots(1, 2, figsize=(12, 2.75), layout="constrained")
     titles = ("SDEdit: sketches, given their label", "digits, given the next label")
     for axis, part, title in zip(axes, (slice(0, 10), slice(10, 20)), titles, strict=True):
         names = list(rows) if part.start == 0 else [""] * len(rows)
@@ -294,10 +298,10 @@ def draw_posteriors(
     path: Path, petals: Petals, A: Tensor, z: float, std: float, shown: dict[str, tuple[Tensor, float]]
 ) -> None:
     """The data and the measured line, then posterior samples, exact and of each method."""
-    figure, axes = plt.subplots(1, 1 + len(shown), figsize=(13, 2.95), layout="constrained")
+    figure, axes = plt.subplots(1, 1 + len(shown), figsize=(13.5, 3.05), layout="constrained")
     data = petals.law.sample(2000, torch.Generator().manual_seed(0))
     axes[0].scatter(*data.T.numpy(), s=3, alpha=0.5, linewidths=0, color=INK)
-    axes[0].set_title("data, and what was measured")
+    axes[0].set_title("data and measurement")
     for axis, (name, (x, error)) in zip(axes[1:], shown.items(), strict=True):
         axis.scatter(*data.T.numpy(), s=3, alpha=0.4, linewidths=0, color=GREY)
         axis.scatter(*x.T.numpy(), s=4, alpha=0.4, linewidths=0, color=INK if name == "exact" else OURS)

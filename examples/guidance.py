@@ -250,8 +250,8 @@ def measure(args: argparse.Namespace) -> None:
         row = "".join(f"{float(d):10.3f}" if d < 10 else f"{'diverges':>10s}" for d in distances.mean(1))
         print(f"{'another exact sample' if method == 'exact' else method:22s}{row}")
     print(
-        "\nNone is exact on a mixture. The pull of dps grows like 1/std^2 and asks for ever smaller steps; pigdm and mmps\n"
-        "know that x_hat is uncertain and are stable here, mmps by the model's own covariance."
+        "\nNone is exact on a mixture. The pull of dps grows like 1/std^2 and asks for ever smaller steps; pigdm and\n"
+        "mmps know that x_hat is uncertain and are stable here, mmps by the model's own covariance."
     )
     draw_posteriors(args.out / "guidance_posterior.png", petals, A, places[0], 0.1, shown)
 

@@ -181,6 +181,10 @@ EXAMPLES = {
         ["likelihood_density.png", "likelihood_bits.png", "likelihood_ood.png"],
         ["integrates to", "solver_error", "prior_gap", "given label", "95 % interval", "latents halved", "AUROC"],
     ),
+    "guidance": (
+        [f"guidance_{name}.png" for name in ("labels", "inpainting", "sdedit", "posterior")],
+        ["held-out ones right", "scale 0", "apart within a class", "replacement", "u = 0.7", "another exact sample"],
+    ),
     "cnf": (["flow_cnf.png"], ["planar: log-density", "Hamiltonian: energy"]),
 }
 
@@ -202,6 +206,12 @@ def test_the_quick_examples_run_and_write_their_pictures(name, tmp_path, capsys)
     if name == "sde_vs_ode":
         ours, theirs = (float(re.search(p, said)[1]) for p in (r"given the label (\S+)", r"Gaussian: (\S+)"))
         assert ours < theirs
+    if name == "guidance":
+        rows = ("held-out", "scale 0", "scale 1", "scale 2")
+        held_out, *read = (float(re.search(rf"\n{row}  +(\S+)  ", said)[1]) for row in rows)
+        assert held_out > 0.95
+        assert read[0] < 0.3 < 0.7 < read[1] <= read[2]
+        assert float(re.findall(r"\nmmps .* (\S+)\n", said)[-1]) < 0.3  # the last table's
     if name == "likelihood":
         mass, of_noise = (
             float(re.search(p, said)[1]) for p in (r"integrates to (\S+)", r"noise .*\d   (\S+) \+-.*\+-")

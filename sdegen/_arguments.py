@@ -37,7 +37,7 @@ def interval(
     if not isinstance(u, (tuple, list)) or len(u) != 2:
         raise TypeError(f"u must be a pair (from, to) on the straight clock, and it is {u!r}.")
     u_from, u_to = (_checks.real("every end in u", end) for end in u)
-    if not all(low - 1e-12 <= end <= high + 1e-12 for end in (u_from, u_to)):
+    if not all(low - ROUNDING <= end <= high + ROUNDING for end in (u_from, u_to)):
         raise ValueError(f"u = ({u_from}, {u_to}) leaves the path: {model.path!r} runs from u = {low} to {high}.")
     if u_from == u_to or (u_from > u_to) != (to == "data"):
         order = "from > to" if to == "data" else "from < to"
@@ -46,6 +46,9 @@ def interval(
     model.covers(*ends)
     return ends
 
+
+ROUNDING = torch.finfo(torch.float32).eps
+"""How far beyond the path an end may lie: what single precision makes of the path's own."""
 
 MOST_GAIN = 1000.0
 """How many times an error of the network may enter dy/du at the noise end without a word: 153 for eps on VP."""
@@ -88,8 +91,9 @@ def scale_at(model: Model, u: float) -> float:
 def evaluating(model: nn.Module) -> Iterator[None]:
     """No gradients, no inference mode, and every module of the model in eval mode, put back as it was afterwards."""
     training = [module for module in model.modules() if module.training]
-    for net in (getattr(module, "net", None) for module in model.modules()):
-        _warn_of_hidden_modules(net)
+    for module in model.modules():
+        for name in ("net", "log_weight", "A"):
+            _warn_of_hidden_modules(name, getattr(module, name, None))
     with torch.inference_mode(False), torch.no_grad():
         try:
             for module in training:
@@ -108,7 +112,7 @@ def solving(model: nn.Module, differentiable: bool) -> AbstractContextManager[No
 _SWITCHED = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._NormBase)
 
 
-def _warn_of_hidden_modules(net: object) -> None:
+def _warn_of_hidden_modules(name: str, net: object) -> None:
     """A warning where a function hides a module in training mode that eval mode would change: it cannot be reached."""
     if net is None or isinstance(net, nn.Module) or not callable(net):
         return
@@ -116,8 +120,8 @@ def _warn_of_hidden_modules(net: object) -> None:
         switched = next((m for m in module.modules() if isinstance(m, _SWITCHED) and m.training), None)
         if switched is not None:
             warnings.warn(
-                f"net is a function that hides {type(module).__name__}, whose {type(switched).__name__} is in training "
-                "mode and stays in it: call .eval() on it, or give ScoreModel the module itself.",
+                f"{name} is a function that hides {type(module).__name__}, whose {type(switched).__name__} is in "
+                "training mode and stays in it: call .eval() on it, or give the module itself.",
                 UserWarning,
                 stacklevel=5,
             )

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sdegen._derivatives import outside_inference
 from sdegen._shapes import Generators
 
 
@@ -173,22 +174,31 @@ def network_arguments(cond: Mapping[str, object], rows: slice | Tensor | None = 
     whole = rows is None or (isinstance(rows, slice) and rows == slice(0, size))
     received = Received()
     received.shared = shared_names(cond)
-    for name, value in cond.items():
-        if isinstance(value, Shared):
-            received[name] = value.value
-        elif isinstance(value, Tensor):
-            per_sample = not whole and value.ndim > 0 and len(value) == size
-            received[name] = value[rows].clone() if per_sample else value.clone()
-        elif isinstance(value, Mapping) and (whole or _all_rows(value, size)):
-            received[name] = dict(network_arguments(value, rows, size))
-        elif hasattr(value, "__len__") and not isinstance(value, str) and not whole:
-            raise TypeError(
-                f"cond[{name!r}] is a {type(value).__name__}, and the batch is cut into rows: give a tensor with one "
-                "row per sample, a dict of such tensors, or Shared(value) if it belongs to all of them."
-            )
-        else:
-            received[name] = value
+    with outside_inference():
+        for name, value in cond.items():
+            received[name] = _received(name, value, rows, size, whole)
+    if not whole:  # what was not cut is none of these rows, whatever its length
+        uncut = {name for name, value in cond.items() if isinstance(value, Tensor) and value.shape[:1] != (size,)}
+        received.shared |= uncut
     return received
+
+
+def _received(name: str, value: object, rows: slice | Tensor | None, size: int, whole: bool) -> object:
+    """One condition as the network receives it."""
+    if isinstance(value, Shared):
+        given = value.value
+        return given.clone() if isinstance(given, Tensor) and given.is_inference() else given
+    if isinstance(value, Tensor):
+        cut = not whole and value.ndim > 0 and len(value) == size
+        return value[rows].clone() if cut else value.clone()
+    if isinstance(value, Mapping) and (whole or _all_rows(value, size)):
+        return dict(network_arguments(value, rows, size))
+    if hasattr(value, "__len__") and not isinstance(value, str) and not whole:
+        raise TypeError(
+            f"cond[{name!r}] is a {type(value).__name__}, and the batch is cut into rows: give a tensor with one row "
+            "per sample, a dict of such tensors, or Shared(value) if it belongs to all of them."
+        )
+    return value
 
 
 def _all_rows(value: Mapping[str, object], size: int) -> bool:

@@ -5,10 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+following: ContextVar[bool] = ContextVar("following", default=False)
+"""Whether a gradient is being taken through the network, so that one without a gradient must not pass in silence."""
 
 
 def uncompiled() -> AbstractContextManager[None]:
@@ -53,7 +57,9 @@ def differentiated(y: Tensor, several: bool = False) -> Iterator[tuple[Tensor, b
     leaf, whose graph ends here. `several` says that more than one backward pass will be taken.
     """
     keep = torch.is_grad_enabled()
-    with torch.enable_grad():
-        y = y if keep and y.requires_grad else y.clone().detach().requires_grad_(True)
-        with twice_differentiable() if keep else uncompiled() if several else nullcontext():
-            yield y, keep
+    outer = following.set(True)
+    try:
+        with torch.enable_grad(), twice_differentiable() if keep else uncompiled() if several else nullcontext():
+            yield y if keep and y.requires_grad else y.clone().detach().requires_grad_(True), keep
+    finally:
+        following.reset(outer)

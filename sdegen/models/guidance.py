@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -58,13 +59,15 @@ class ClassifierFree(Wrapped):
     Salimans' w is scale - 1). The guided answer is no conditional expectation of any law, but `log_prob` is the exact
     density of what the guided ODE samples.
 
+    Conditions are doubled on the way to the model: put a `Guided` or an `Observed` around this model, not inside.
+
     Args:
         model: one whose network takes conditions, trained with some of them left out.
         scale: a number, or a function of u: `lambda u: 1 + 2 * ((u > 0.2) & (u < 0.8))` guides in an interval alone.
         without: for each condition to leave out, by its name, the value that stands for none: a number, or a tensor
             that broadcasts against the condition, (B, ...).
         rescale: in [0, 1], how far the deviation of x_hat over each event is brought back to that of the conditional
-            answer.
+            answer's. (Lin et al. and diffusers scale what their network returns, which is x_hat for "data" alone.)
 
     Raises:
         TypeError: an argument of another type.
@@ -89,9 +92,8 @@ class ClassifierFree(Wrapped):
         guided = free + _scale_at(self.scale, u) * (given - free)
         if not self.rescale:
             return guided
-        x_hat, of_given = y - u * guided, y - u * given
-        ratio = _deviation(of_given) / _deviation(x_hat)
-        return _with_data(guided, u, x_hat, x_hat * (1 + self.rescale * (ratio - 1)))
+        x_hat = y - u * guided
+        return _with_data(guided, u, x_hat, x_hat * (1 + self.rescale * (_ratio(y - u * given, x_hat, y) - 1)))
 
 
 class Guided(Steered):
@@ -188,17 +190,19 @@ def _held(x: Tensor, low: float, high: float, quantile: float | None, most: floa
     middle, half = 0.5 * (low + high), 0.5 * (high - low)
     z = (x - middle) / half
     s = _quantile(z.abs(), quantile).clamp(1, most)
-    return middle + half * torch.minimum(torch.maximum(z, -s), s) / s
+    return torch.where(s > 1, middle + half * torch.minimum(torch.maximum(z, -s), s) / s, x.clamp(low, high))
 
 
 def _with_data(slope: Tensor, u: Tensor, x_hat: Tensor, other: Tensor) -> Tensor:
-    """The slope D where `other` stands for x_hat; D itself at u = 0, where x_hat is y."""
-    return slope + (x_hat - other) / torch.where(u > 0, u, math.inf)
+    """The slope D where `other` stands for x_hat; D itself at u = 0, up to rounding, where x_hat is y."""
+    return slope + (x_hat - other) / torch.where(u > torch.finfo(u.dtype).eps, u, math.inf)
 
 
-def _deviation(x: Tensor) -> Tensor:
-    """The standard deviation over each event, (B, 1, ...)."""
-    return x.flatten(1).std(1).reshape(-1, *(1,) * (x.ndim - 1))
+def _ratio(a: Tensor, b: Tensor, y: Tensor) -> Tensor:
+    """The deviation of a over each event in that of b, (B, 1, ...); 1 where b is constant, to the rounding of y."""
+    over, under = (x.var(tuple(range(1, x.ndim)), correction=0, keepdim=True) for x in (a, b))
+    least = (16 * torch.finfo(y.dtype).eps) ** 2 * y.square().mean(tuple(range(1, y.ndim)), keepdim=True)
+    return torch.where(under > least, over / torch.where(under > least, under, 1.0), 1.0).sqrt()
 
 
 def _quantile(x: Tensor, q: float) -> Tensor:
@@ -218,8 +222,17 @@ def _shown(log_weight: Callable[..., Tensor], x: Tensor, t: Tensor) -> tuple[Ten
 
 
 def _scale_at(scale: Scale, u: Tensor) -> float | Tensor:
-    """The scale at the clocks u."""
-    return scale(u) if callable(scale) else scale
+    """The scale at the clocks u, after an error unless it is one number, or one for each of them."""
+    if not callable(scale):
+        return scale
+    value = scale(u)
+    if not isinstance(value, Tensor):
+        return _checks.real("scale(u)", value)
+    if value.shape not in ((), u.shape):
+        raise ValueError(f"scale(u) must be shaped like u, {tuple(u.shape)}, and it is {tuple(value.shape)}.")
+    if value.device.type == "cpu" and not bool(value.isfinite().all()):
+        raise ValueError(f"scale(u) must be finite, and it is {value.tolist()} at u = {u.tolist()}.")
+    return value
 
 
 def _checked_function(log_weight: object) -> Callable[..., Tensor]:
@@ -237,8 +250,8 @@ def _checked_without(without: object) -> Mapping[str, object]:
         raise TypeError(
             f'without must map names of conditions to what stands for none, such as {{"label": 10}}, not {without!r}.'
         )
-    if not without:
-        raise ValueError("without names no condition, so that both branches would be the same.")
+    if not without or {} in without.values():
+        raise ValueError(f"without names no condition, so that both branches would be the same: {without!r}.")
     return dict(without)
 
 
@@ -282,16 +295,25 @@ def _moved(value: object, device: torch.device) -> object:
     return value.to(device) if isinstance(value, Tensor) else value
 
 
-def _both(cond: Mapping[str, object], without: Mapping[str, object], y: Tensor) -> dict[str, object]:
+def _both(cond: Mapping[str, object], without: Mapping[str, object], y: Tensor) -> Mapping[str, object]:
     """The conditions of a batch twice over: as they are, then with what stands for none."""
-    missing = sorted(without.keys() - cond.keys())
-    if missing:
-        raise ValueError(f"without names the condition {missing[0]!r}, and cond holds {sorted(cond)}.")
-    shared: frozenset[str] = getattr(cond, "shared", frozenset())
-    return {
-        name: value if name in shared and name not in without else _twice(name, value, without.get(name, value), len(y))
-        for name, value in cond.items()
-    }
+    _check_named(cond, without)
+    both = _checks.Received()
+    both.shared = getattr(cond, "shared", frozenset())
+    for name, value in cond.items():
+        kept = name in both.shared and name not in without
+        both[name] = value if kept else _twice(name, value, without.get(name, value), len(y))
+    return both
+
+
+def _check_named(cond: Mapping[str, object], without: Mapping[str, object], where: str = "") -> None:
+    """A ValueError unless everything that is left out is there, entry by entry of mappings."""
+    for name, value in without.items():
+        if name not in cond:
+            raise ValueError(f"without names the condition {where + name!r}, and cond holds {sorted(cond)}.")
+        inner = cond[name]
+        if isinstance(value, Mapping) and isinstance(inner, Mapping):
+            _check_named(inner, value, f"{where}{name}.")
 
 
 def _twice(name: str, value: object, other: object, n: int) -> object:
@@ -304,20 +326,30 @@ def _twice(name: str, value: object, other: object, n: int) -> object:
             return value  # it belongs to all samples
         got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"type {type(value).__name__}"
         raise ValueError(f"Guidance needs cond[{name!r}] to be a tensor with {n} rows, one per sample, not of {got}.")
-    if not isinstance(other, Tensor):
-        return torch.cat([value, torch.full_like(value, _number(name, other, value))])
-    try:
-        return torch.cat([value, other.to(value).expand_as(value)])
-    except RuntimeError as error:
-        raise ValueError(
-            f"What stands for no {name!r} must broadcast against it, {tuple(value.shape)}, not {tuple(other.shape)}."
-        ) from error
+    return torch.cat([value, _none(name, other, value)])
 
 
-def _number(name: str, value: object, like: Tensor) -> float:
-    """A number that a tensor like the condition can hold."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"What stands for no {name!r} must be a number or a tensor, and it is {value!r}.")
-    if isinstance(value, float) and not like.is_floating_point():
-        raise TypeError(f"The condition {name!r} holds {like.dtype}, and {value!r} stands for none.")
-    return value
+def _none(name: str, other: object, value: Tensor) -> Tensor:
+    """What stands for no condition, shaped like it and of its dtype."""
+    whole = not value.is_floating_point()
+    if isinstance(other, Tensor):
+        if whole and other.is_floating_point():
+            raise TypeError(f"The condition {name!r} holds {value.dtype}, and what stands for none {other.dtype}.")
+        try:
+            return other.to(value).expand_as(value)
+        except RuntimeError as error:
+            raise ValueError(
+                f"What stands for no {name!r} must broadcast against {tuple(value.shape)}, not {tuple(other.shape)}."
+            ) from error
+    if not isinstance(other, Real) or (isinstance(other, bool) and value.dtype is not torch.bool):
+        raise TypeError(f"What stands for no {name!r} must be a number or a tensor, and it is {other!r}.")
+    number = float(other)
+    if not math.isfinite(number) or (whole and not _holds(value.dtype, number)):
+        raise ValueError(f"The condition {name!r} holds {value.dtype}, and {other!r}, which stands for none, is none.")
+    return torch.full_like(value, int(number) if whole else number)
+
+
+def _holds(dtype: torch.dtype, number: float) -> bool:
+    """Whether a dtype of whole numbers, or bool, holds a number."""
+    low, high = (0, 1) if dtype is torch.bool else (torch.iinfo(dtype).min, torch.iinfo(dtype).max)
+    return number == int(number) and low <= number <= high

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sdegen import _checks
+from sdegen._derivatives import following
 from sdegen._shapes import batch_of_times
 from sdegen.models.base import PREDICTIONS, Cond, Model, Query, combined, prediction_row
 from sdegen.models.wrapped import OnPath
@@ -143,13 +144,29 @@ class ScoreModel(Model):
         """(*) with one network call; this runs at every step, so it is kept short."""
         t, (r, from_y, from_p), dtype = query.fitting(y)
         x, seen = self._shown(r * y, t, dtype)
-        return combined(from_y, y, from_p, self._answer(self.net(x, seen, **cond), y)[0])
+        prediction = self._answer(self.net(x, seen, **cond), y)[0]
+        if following.get() and not prediction.requires_grad:
+            self._is_constant(prediction, x, t, cond)
+        return combined(from_y, y, from_p, prediction)
+
+    def _is_constant(self, prediction: Tensor, x: Tensor, t: Tensor, cond: Mapping[str, object]) -> None:
+        """A ValueError unless a prediction without a gradient stays the same at another state: one call more."""
+        with torch.no_grad():
+            x, seen = self._shown(x + 0.1, t, x.dtype)
+            other = self._answer(self.net(x, seen, **cond), x)[0].to(prediction)
+        if other.device.type == "cpu" and not torch.equal(other, prediction):
+            raise ValueError(
+                "The network blocks gradients, and this model takes one through it: look for torch.no_grad, detach or "
+                "a conversion out of torch in it."
+            )
 
     def estimate_with_variance(self, y: Tensor, query: Query, cond: Mapping[str, object]) -> tuple[Tensor, Tensor]:
         """See `Model.estimate_with_variance`."""
         t, (r, from_y, from_p), dtype = query.fitting(y)
         x, seen = self._shown(r * y, t, dtype)
         prediction, position = self._answer(self.net(x, seen, **cond), y)
+        if following.get() and not prediction.requires_grad:
+            self._is_constant(prediction, x, t, cond)
         if position is None:
             return super().estimate_with_variance(y, query, cond)
         return combined(from_y, y, from_p, prediction), 0.5 * (position + 1)

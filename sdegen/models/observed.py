@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from sdegen import _checks
-from sdegen._derivatives import differentiated
+from sdegen._derivatives import differentiated, twice_differentiable
 from sdegen._shapes import event_size
 from sdegen.models.base import Model
 from sdegen.models.guidance import Steered
@@ -38,8 +38,8 @@ Operator = Callable[[Tensor], Tensor]
 
 METHODS = ("mmps", "dps", "pigdm")
 
-MOST_ITERATIONS = 8
-"""Conjugate-gradient steps unless told otherwise, where the observation has more values."""
+FEW, MOST = 8, 32
+"""Observed values up to which "mmps" solves to the end by default, and the most steps of "pigdm"."""
 
 
 class Observed(Steered):
@@ -55,8 +55,9 @@ class Observed(Steered):
         observation: z, (*observed): one for all samples.
         std: the deviation of its noise.
         method: "mmps", one backward pass more for each of its `iterations`; "pigdm"; "dps".
-        iterations: conjugate-gradient steps of "mmps" and "pigdm", as many as there are observed values solve exactly;
-            by default that, but at most 8.
+        iterations: conjugate-gradient steps, as many as there are observed values solve exactly. By default that, at
+            most 32, for "pigdm", whose steps do not touch the network; for "mmps" that up to 8 values, and 1 for
+            more: the Jacobian of a trained network is not quite symmetric, and one step is the most robust.
 
     Raises:
         TypeError: an argument of another type.
@@ -82,29 +83,27 @@ class Observed(Steered):
         model.needs_score("An observation")
         self.observation: Tensor
         self.register_buffer("observation", _checked_observation(observation))
-        self.observe, self.std = _checked_operator(A), _checks.real("std", std, 0, strict=True)
+        self.A, self.std = _checked_operator(A), _checks.real("std", std, 0, strict=True)
         self.method = _checks.choice("method", method, METHODS)
-        values = max(self.observation.numel(), 1)
-        self.iterations = (
-            min(values, MOST_ITERATIONS) if iterations is None else _checks.whole("iterations", iterations)
-        )
+        self.iterations = _checked_iterations(iterations, method, self.observation.numel())
 
     def change(self, D: Slope, y: Tensor, u: Tensor, r: Tensor, t: Tensor, cond: Mapping[str, object]) -> Tensor:
         """D - u/(1-u) J^T A^T S^-1 (z - A x_hat)."""
-        _check_fit(self.observe, y, self.observation)
+        _check_fit(self.A, y, self.observation)
         with differentiated(y, several=True) as (state, keep):
             slope = D(state, cond=cond)
-            seen = self.observe(x_hat := state - u * slope)
-            S = self._covariance(seen, x_hat, state, u, keep)
-            weights = _solved(S, self.observation.to(y) - seen, self.iterations)
+            seen = _observed(self.A, x_hat := state - u * slope)
+            misfit = self.observation.to(y) - seen
+            if self.method == "dps":
+                weights = misfit / self.std**2
+            else:
+                weights = _solved(self._covariance(seen, x_hat, state, u, keep), misfit, self.iterations)
             (gradient,) = torch.autograd.grad(seen, state, weights, create_graph=keep)
         changed = slope - u / (1 - u) * gradient
         return changed if keep else changed.detach()
 
     def _covariance(self, seen: Tensor, x_hat: Tensor, state: Tensor, u: Tensor, keep: bool) -> Operator:
-        """w to S w."""
-        if self.method == "dps":
-            return lambda w: self.std**2 * w
+        """w to S w, of "mmps" or "pigdm"."""
         behind, q = (state, u**2 / (1 - u)) if self.method == "mmps" else (x_hat, u**2 / ((1 - u) ** 2 + u**2))
         forward = _forward(seen, x_hat, keep)
 
@@ -120,12 +119,12 @@ class _Matrix(nn.Module):
 
     def __init__(self, A: Tensor):
         super().__init__()
-        self.register_buffer("A", A)
-        self.A: Tensor
+        self.register_buffer("matrix", A)
+        self.matrix: Tensor
 
     def forward(self, x: Tensor) -> Tensor:
         """A x, (B, m)."""
-        return x.flatten(1) @ self.A.to(x).mT
+        return x.flatten(1) @ self.matrix.to(x).mT
 
 
 def _forward(seen: Tensor, x_hat: Tensor, keep: bool) -> Operator:
@@ -139,24 +138,41 @@ def _forward(seen: Tensor, x_hat: Tensor, keep: bool) -> Operator:
     return forward
 
 
+def _observed(observe: Operator, x: Tensor) -> Tensor:
+    """A x, by kernels that can be differentiated twice, in the precision of a module's own weights."""
+    weights = observe.parameters() if isinstance(observe, nn.Module) else ()
+    dtype = next((p.dtype for p in weights if p.is_floating_point()), x.dtype)
+    with twice_differentiable():
+        seen = observe(x.to(dtype))
+    return seen.to(x.dtype) if isinstance(seen, Tensor) else seen
+
+
 def _solved(S: Operator, b: Tensor, iterations: int) -> Tensor:
-    """S^-1 b for every sample, by conjugate gradients; a row stops where nothing is left or S is not positive."""
+    """S^-1 b for every sample, by conjugate gradients; a row stops where rounding is left or S is not positive.
+
+    Where more is left in the end than there was, since S is not symmetric, the step that left the least counts.
+    """
     x, rest = torch.zeros_like(b), b
-    direction, size = rest, _dot(rest, rest)
+    best, direction = x, rest
+    whole = size = fewest = _dot(rest, rest)
+    least = torch.finfo(b.dtype).eps ** 2 * whole.detach()
+    going = size > least
     for _ in range(iterations):
         image = S(direction)
         curvature = _dot(direction, image)
-        step = torch.where(curvature > 0, size / torch.where(curvature > 0, curvature, 1.0), 0.0)
+        going = going & (curvature > 0) & (size > least)
+        step = torch.where(going, size / torch.where(going, curvature, 1.0), 0.0)
         x, rest = x + step * direction, rest - step * image
         left = _dot(rest, rest)
-        direction = rest + torch.where(size > 0, left / torch.where(size > 0, size, 1.0), 0.0) * direction
+        direction = rest + torch.where(going, left / torch.where(going, size, 1.0), 0.0) * direction
+        best, fewest = torch.where(left < fewest, x, best), torch.minimum(left, fewest)
         size = left
-    return x
+    return torch.where(size > whole, best, x)
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
     """The product of each sample's values, (B, 1, ...)."""
-    return (a * b).flatten(1).sum(1).reshape(-1, *(1,) * (a.ndim - 1))
+    return (a * b).sum(tuple(range(1, a.ndim)), keepdim=True) if a.ndim > 1 else a * b
 
 
 def _checked_operator(A: object) -> Callable[[Tensor], Tensor]:
@@ -168,6 +184,12 @@ def _checked_operator(A: object) -> Callable[[Tensor], Tensor]:
     return A
 
 
+def _checked_iterations(iterations: int | None, method: str, values: int) -> int:
+    if iterations is not None:
+        return _checks.whole("iterations", iterations)
+    return min(values, MOST) if method == "pigdm" else values if values <= FEW else 1
+
+
 def _checked_observation(z: object) -> Tensor:
     table, _ = _checks.numbers("observation", z)
     if not table.numel() or not bool(torch.isfinite(table).all()):
@@ -177,12 +199,17 @@ def _checked_observation(z: object) -> Tensor:
 
 def _check_fit(observe: Callable[[Tensor], Tensor], y: Tensor, z: Tensor) -> None:
     """A ValueError unless A takes such events, and gives what was observed; tried on one, before the network is."""
-    if isinstance(observe, _Matrix) and observe.A.shape[1] != event_size(y.shape):
+    if not len(y):
+        return
+    if isinstance(observe, _Matrix) and observe.matrix.shape[1] != event_size(y.shape):
         raise ValueError(
-            f"A has {observe.A.shape[1]} columns, and an event {tuple(y.shape[1:])} has {event_size(y.shape)} values."
+            f"A has {observe.matrix.shape[1]} columns, and an event {tuple(y.shape[1:])} has "
+            f"{event_size(y.shape)} values."
         )
-    with torch.no_grad():
-        seen = observe(y[:1].detach())
+    with torch.enable_grad():
+        seen = _observed(observe, y[:1].detach().clone().requires_grad_(True))
     if not isinstance(seen, Tensor) or seen.shape != (1, *z.shape):
         got = tuple(seen.shape) if isinstance(seen, Tensor) else type(seen).__name__
         raise ValueError(f"For one event A must give (1, *observed), here {(1, *z.shape)}, and it gives {got}.")
+    if not seen.requires_grad:
+        raise ValueError("A blocks gradients, or does not look at the event: what it gives has none in x.")

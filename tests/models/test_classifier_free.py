@@ -178,8 +178,8 @@ def test_conditions_that_do_not_fit_are_refused_before_the_network_is_called():
     )
     refused(
         ValueError,
-        r"What stands for no 'label' must broadcast against it, \(3,\), not \(2,\)",
-        {"label": torch.zeros(2)},
+        r"What stands for no 'label' must broadcast against \(3,\), not \(2,\)",
+        {"label": torch.zeros(2).long()},
         {"label": label},
     )
     refused(
@@ -188,7 +188,7 @@ def test_conditions_that_do_not_fit_are_refused_before_the_network_is_called():
         {"label": None},
         {"label": label},
     )
-    refused(TypeError, "holds torch.int64, and 0.5 stands for none", {"label": 0.5}, {"label": label})
+    refused(ValueError, "holds torch.int64, and 0.5, which stands for none, is none", {"label": 0.5}, {"label": label})
 
 
 def test_bad_arguments_are_refused():

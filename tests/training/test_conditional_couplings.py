@@ -78,9 +78,7 @@ def test_what_a_coupling_receives():
 def test_lists_are_refused_where_a_coupling_reorders_them():
     calls = {}
     x, names = torch.randn(4, 2), ["a", "b", "c", "d"]
-    with pytest.raises(
-        TypeError, match=r"cond\['name'\] is a list.*a dict of such tensors, or Shared"
-    ):
+    with pytest.raises(TypeError, match=r"cond\['name'\] is a list.*a dict of such tensors, or Shared"):
         sdegen.loss(recording(calls), x, coupling=sdegen.OptimalTransport(), cond={"name": names})
     assert not calls
     sdegen.loss(recording(calls), x, coupling=sdegen.OptimalTransport(), cond={"name": sdegen.Shared(names)})

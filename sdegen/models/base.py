@@ -91,7 +91,7 @@ class Query(NamedTuple):
             return self
         copies = len(y) // len(self.t)
         numbers = (torch.cat([n] * copies) if isinstance(n, Tensor) and n.ndim else n for n in self.numbers)
-        return Query(self.t.repeat(copies), tuple(numbers), self.dtype)
+        return Query(torch.cat([self.t] * copies), tuple(numbers), self.dtype)
 
 
 @dataclass(frozen=True)

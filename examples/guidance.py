@@ -103,7 +103,7 @@ def by_label(args: argparse.Namespace, model: sdegen.Model, reader: Reader, test
     table = {}
     for name, (x, label) in rows.items():
         table[name] = reader.right(x, label), spread(x, label)
-        distance = "" if x is real else f"{energy_distance(x, real):29.3f}"
+        distance = "" if x is real else f"{sdegen.energy_distance(x, real):29.3f}"
         print(f"{name:10s}{table[name][0]:18.3f}{table[name][1]:22.2f}{distance}")
     draw_scales(args.out / "guidance_labels.png", rows, table)
 
@@ -111,12 +111,6 @@ def by_label(args: argparse.Namespace, model: sdegen.Model, reader: Reader, test
 def spread(x: Tensor, labels: Tensor) -> float:
     """The mean distance between two images of a class, averaged over the classes."""
     return float(torch.stack([torch.pdist(x[labels == c].flatten(1)).mean() for c in range(10)]).mean())
-
-
-def energy_distance(x: Tensor, y: Tensor) -> float:
-    """2 E|X - Y| - E|X - X'| - E|Y - Y'|, unbiased: zero on average only between equal laws (Szekely, Rizzo, 2013)."""
-    x, y = x.flatten(1), y.flatten(1)
-    return float(2 * torch.cdist(x, y).mean() - torch.pdist(x).mean() - torch.pdist(y).mean())
 
 
 def replaced(model: sdegen.Model, x: Tensor, known: Tensor, steps: int, cond: dict) -> Tensor:
@@ -143,8 +137,8 @@ def inpaint(args: argparse.Namespace, model: sdegen.Model, reader: Reader, tests
     none = {"label": torch.full((each,), NONE, device=args.device)}
     made = {"mmps": [], "pigdm": [], "replacement": []}
     for x in whole:
-        for method in ("mmps", "pigdm"):  # one iteration: a trained network's covariance is not quite symmetric
-            seen = sdegen.Observed(model, lambda x: x[..., :4], x[..., :4], std, method, iterations=1)
+        for method in ("mmps", "pigdm"):
+            seen = sdegen.Observed(model, lambda x: x[..., :4], x[..., :4], std, method)
             made[method].append(sdegen.sample(seen, (each, 1, 8, 8), sdegen.SDESolver("euler", steps), cond=none))
         made["replacement"].append(replaced(model, x.expand(each, 1, 8, 8), known, steps, none))
     made = {name: torch.stack(x) for name, x in made.items()}  # (image, completion, 1, 8, 8)

@@ -69,7 +69,7 @@ def test_solvers_are_compared_and_tuned(capsys):
 
 def test_every_program_is_run_here_or_for_its_law():
     known = [
-        "import torch",
+        "from sdegen.datasets import two_moons",
         "sdegen.compare(",
         "sdegen.DDPM(betas)",
         "= sdegen.CondOT()",
@@ -79,7 +79,8 @@ def test_every_program_is_run_here_or_for_its_law():
         "class AdamsBashforth2",
         "class HalfCosine",
         "class Mirrored",
-        "sdegen.ClassifierFree(",
+        "one label in seven",
+        "sdegen.Guided(",
         "known: a mask",
         "from_pretrained(",
     ]
@@ -119,6 +120,17 @@ def test_the_mirrored_model_is_the_mean_of_both_sides():
     torch.testing.assert_close(names["Mirrored"](model).eps(x, 0.5), both, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
+def test_conditional_training_runs_as_printed():
+    """Four samples in five are nearer the mean image of their own label than those of the others."""
+    names: dict[str, object] = {}
+    torch.manual_seed(0)
+    exec(program("one label in seven"), names)
+    means = torch.stack([names["images"][names["labels"] == c].mean(0) for c in range(10)])
+    apart = torch.cdist(names["x"].flatten(1), (2 * (means + 0.5) / 17 - 1).flatten(1))
+    assert float((apart.argmin(1) == torch.arange(100) % 10).float().mean()) > 0.8
+
+
 def test_guided_models_sample():
     """As printed, on exact models: conditional samples lie on their mode, observed ones where they were seen."""
     path = sdegen.VPSDE()
@@ -132,9 +144,7 @@ def test_guided_models_sample():
     names = {"sdegen": sdegen, "free": free, "model": sdegen.ScoreModel(net, path), "x_t": torch.randn(4, 2), "t": 0.5}
     names |= {"labels": torch.arange(64) % 2, "log_weight": lambda x, t: x.sum(1), "reward": lambda x, t: x.sum(1)}
     names |= {"A": torch.tensor([[1.0, 0.0]]), "z": torch.tensor([1.0])}
-    exec(
-        program("sdegen.ClassifierFree(").replace("x = sdegen.sample(guided", "of_labels = sdegen.sample(guided"), names
-    )
+    exec(program("sdegen.Guided(").replace("x = sdegen.sample(guided", "of_labels = sdegen.sample(guided"), names)
     sign = 2.0 * names["labels"] - 1
     assert float((names["of_labels"] - sign[:, None] * torch.tensor([1.0, -1.0])).norm(dim=1).max()) < 1
     assert float((names["x"] - torch.tensor([1.0, -1.0])).norm(dim=1).median()) < 0.5

@@ -95,7 +95,7 @@ def by_label(args: argparse.Namespace, model: sdegen.Model, reader: Reader, test
     rows = {"held-out": (real, test_labels)}
     for scale in (0, 1, 2, 4):
         guided = sdegen.ClassifierFree(model, scale, without={"label": NONE})
-        x = sdegen.sample(guided, tuple(x_T.shape), sdegen.Adams(20, order=2), x_T=x_T, cond={"label": labels})
+        x = sdegen.sample(guided, tuple(x_T.shape), sdegen.Adams(20), x_T=x_T, cond={"label": labels})
         rows[f"scale {scale}"] = (x, labels)
     print(f"\n{number} samples of each scale from the same noise, ODE in 20 calls; {len(tests)} held-out images;")
     print("draws of one law are at energy distance zero on average, and a little below where their labels agree\n")

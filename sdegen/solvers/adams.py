@@ -44,7 +44,8 @@ class Adams(Multistep):
 
     Args:
         steps: number of steps, and of network calls; may be left out with a tensor `grid`.
-        order: answers that a step uses, 1 to 4; by default 1, 2, 3, 4 from 1, 5, 15, 30 steps. 2 for strong guidance.
+        order: answers that a step uses, 1 to 4; by default 1, 2, 3, 4 from 1, 5, 15, 30 steps. For guidance by a scale
+            of 4 and more in 10 steps, 2.
         grid: where it steps, and its clock s(u); `StretchedGrid()` by default, whose clock a tensor of u has too.
 
     Raises:

@@ -69,7 +69,7 @@ class AdamsScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # thei
         sample_max_value: the largest value that it may take.
         rescale_betas_zero_snr: whether the betas are rescaled so that the chain ends in pure noise.
         use_flow_sigmas: whether the network is one of flow matching, x_t = (1-s) x + s eps, and the betas do not count.
-        adams_order: `Adams.order`: answers that a step uses, 1 to 4; 2 for strong guidance.
+        adams_order: `Adams.order`: answers that a step uses, 1 to 4; 2 for strong guidance in few steps.
 
     Raises:
         ValueError: a schedule or a prediction that `from_diffusers` does not know.

@@ -24,7 +24,7 @@ LAYERS = [  # a file imports only from rows above its own
     {"paths.gaussian"},
     {"paths.diffusions", "paths.flows"},
     {"paths.chain"},
-    {"models.base"},
+    {"models.base", "models.conditions"},
     {"models.products", "models.wrapped"},
     {"models.exact", "models.model", "models.guidance", "models.watched"},
     {"models.observed"},

@@ -18,13 +18,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from numbers import Real
 
 import torch
 from torch import Tensor
 
 from sdegen import _checks
 from sdegen._derivatives import differentiated
+from sdegen.models import conditions
 from sdegen.models.base import Model
 from sdegen.models.wrapped import OnPath, Slope, Wrapped
 from sdegen.paths.gaussian import GaussianPath
@@ -81,14 +81,14 @@ class ClassifierFree(Wrapped):
 
     def __init__(self, model: Model, scale: Scale, without: Mapping[str, object], rescale: float = 0.0):
         super().__init__(model)
-        self.scale, self.without = _checked_scale(scale), _checked_without(without)
+        self.scale, self.without = _checked_scale(scale), conditions.checked(without)
         self.rescale = _checks.real("rescale", rescale, 0, 1)
         self._there: dict[torch.device, dict[str, object]] = {}
 
     def change(self, D: Slope, y: Tensor, u: Tensor, r: Tensor, t: Tensor, cond: Mapping[str, object]) -> Tensor:
         """D_0 + scale (D_c - D_0)."""
-        without = _there(self.without, y.device, self._there)
-        given, free = D(torch.cat([y, y]), cond=_both(cond, without, y)).chunk(2)
+        without = conditions.there(self.without, y.device, self._there)
+        given, free = D(torch.cat([y, y]), cond=conditions.twice(cond, without, len(y))).chunk(2)
         guided = free + _scale_at(self.scale, u) * (given - free)
         if not self.rescale:
             return guided
@@ -245,16 +245,6 @@ def _checked_scale(scale: object) -> Scale:
     return scale if callable(scale) else _checks.real("scale", scale)
 
 
-def _checked_without(without: object) -> Mapping[str, object]:
-    if not isinstance(without, Mapping) or not all(isinstance(name, str) for name in without):
-        raise TypeError(
-            f'without must map names of conditions to what stands for none, such as {{"label": 10}}, not {without!r}.'
-        )
-    if not without or {} in without.values():
-        raise ValueError(f"without names no condition, so that both branches would be the same: {without!r}.")
-    return dict(without)
-
-
 def _checked_thresholds(low: float, high: float, quantile: float | None, most: float) -> tuple[float | None, float]:
     if not low < high:
         raise ValueError(f"low must be below high, and they are {low} and {high}.")
@@ -277,79 +267,3 @@ def _checked_weight(log_w: object, y: Tensor) -> Tensor:
     if log_w.device.type == "cpu" and bool(log_w.detach().isnan().any()):
         raise _checks.NonFiniteError(f"log_weight is NaN in {int(log_w.isnan().sum())} of {len(log_w)} samples.")
     return log_w
-
-
-def _there(
-    without: Mapping[str, object], device: torch.device, there: dict[torch.device, dict[str, object]]
-) -> dict[str, object]:
-    """What stands for none, its tensors moved to a device once."""
-    if device not in there:
-        there[device] = {name: _moved(value, device) for name, value in without.items()}
-    return there[device]
-
-
-def _moved(value: object, device: torch.device) -> object:
-    """A tensor, or those of a mapping, on a device."""
-    if isinstance(value, Mapping):
-        return {key: _moved(part, device) for key, part in value.items()}
-    return value.to(device) if isinstance(value, Tensor) else value
-
-
-def _both(cond: Mapping[str, object], without: Mapping[str, object], y: Tensor) -> Mapping[str, object]:
-    """The conditions of a batch twice over: as they are, then with what stands for none."""
-    _check_named(cond, without)
-    both = _checks.Received()
-    both.shared = getattr(cond, "shared", frozenset())
-    for name, value in cond.items():
-        kept = name in both.shared and name not in without
-        both[name] = value if kept else _twice(name, value, without.get(name, value), len(y))
-    return both
-
-
-def _check_named(cond: Mapping[str, object], without: Mapping[str, object], where: str = "") -> None:
-    """A ValueError unless everything that is left out is there, entry by entry of mappings."""
-    for name, value in without.items():
-        if name not in cond:
-            raise ValueError(f"without names the condition {where + name!r}, and cond holds {sorted(cond)}.")
-        inner = cond[name]
-        if isinstance(value, Mapping) and isinstance(inner, Mapping):
-            _check_named(inner, value, f"{where}{name}.")
-
-
-def _twice(name: str, value: object, other: object, n: int) -> object:
-    """A condition for a batch of n and one more, where it is `other`; mappings entry by entry."""
-    if isinstance(value, Mapping):
-        others = other if isinstance(other, Mapping) else dict.fromkeys(value, other)
-        return {key: _twice(f"{name}.{key}", part, others.get(key, part), n) for key, part in value.items()}
-    if not isinstance(value, Tensor) or value.shape[:1] != (n,):
-        if other is value and (isinstance(value, (str, Tensor)) or not hasattr(value, "__len__")):
-            return value  # it belongs to all samples
-        got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"type {type(value).__name__}"
-        raise ValueError(f"Guidance needs cond[{name!r}] to be a tensor with {n} rows, one per sample, not of {got}.")
-    return torch.cat([value, _none(name, other, value)])
-
-
-def _none(name: str, other: object, value: Tensor) -> Tensor:
-    """What stands for no condition, shaped like it and of its dtype."""
-    whole = not value.is_floating_point()
-    if isinstance(other, Tensor):
-        if whole and other.is_floating_point():
-            raise TypeError(f"The condition {name!r} holds {value.dtype}, and what stands for none {other.dtype}.")
-        try:
-            return other.to(value).expand_as(value)
-        except RuntimeError as error:
-            raise ValueError(
-                f"What stands for no {name!r} must broadcast against {tuple(value.shape)}, not {tuple(other.shape)}."
-            ) from error
-    if not isinstance(other, Real) or (isinstance(other, bool) and value.dtype is not torch.bool):
-        raise TypeError(f"What stands for no {name!r} must be a number or a tensor, and it is {other!r}.")
-    number = float(other)
-    if not math.isfinite(number) or (whole and not _holds(value.dtype, number)):
-        raise ValueError(f"The condition {name!r} holds {value.dtype}, and {other!r}, which stands for none, is none.")
-    return torch.full_like(value, int(number) if whole else number)
-
-
-def _holds(dtype: torch.dtype, number: float) -> bool:
-    """Whether a dtype of whole numbers, or bool, holds a number."""
-    low, high = (0, 1) if dtype is torch.bool else (torch.iinfo(dtype).min, torch.iinfo(dtype).max)
-    return number == int(number) and low <= number <= high

@@ -91,3 +91,10 @@ def test_half_precision_draws_in_single_and_samples_have_their_own_generators():
 def test_laws_that_are_none_are_refused(make, error, says):
     with pytest.raises(error, match=says):
         make()
+
+
+def test_the_weighting_is_refused_in_pure_noise():
+    path = sdegen.DDPM([0.1, 0.5, 1.0])
+    model = sdegen.ScoreModel(lambda x, t: x, path, "v")
+    with pytest.raises(ValueError, match="EDMWeighting is infinite in pure noise, alpha = 0"):
+        sdegen.loss(model, torch.randn(4, 2), t=1.0, weighting=sdegen.EDMWeighting())

@@ -137,7 +137,8 @@ class Config:
                 )
         else:
             name = _checks.choice("beta_schedule", self["beta_schedule"], BETAS)
-            betas = BETAS[name](self.steps, self.real("beta_start"), self.real("beta_end"))
+            start, end = (_checks.real(key, self[key], 0) for key in ("beta_start", "beta_end"))
+            betas = BETAS[name](self.steps, start, end)
         return _ending_in_noise(betas) if self.get("rescale_betas_zero_snr") else betas
 
 

@@ -54,10 +54,11 @@ MOST_GAIN = 1000.0
 """How many times an error of the network may enter dy/du at the noise end without a word: 153 for eps on VP."""
 
 
-def warn_of_tiny_alpha(model: Model, u_from: float, u_to: float) -> None:
+def warn_of_tiny_alpha(model: Model, u_from: float, u_to: float, fixed: bool = False) -> None:
     """An AccuracyWarning where a network is asked so near pure noise that its errors are multiplied a thousand times.
 
-    An infinite factor is no matter of accuracy: such a question is refused, see `Model.plan`.
+    `fixed`: the ends are those of a grid, which no u= can move. An infinite factor is no matter of accuracy: such a
+    question is refused, see `Model.plan`.
     """
     top, inside = max(u_from, u_to), 1 - SHORT_OF_AN_END
     if model.clips or top <= inside:
@@ -66,7 +67,8 @@ def warn_of_tiny_alpha(model: Model, u_from: float, u_to: float) -> None:
     if not MOST_GAIN < gain < math.inf:
         return
     start, end = (min(u, inside) for u in (u_from, u_to))
-    advice = f"Give u=({start}, {end}), which stays inside" if start != end else f"Stay below u = {inside}"
+    moves = start != end and not fixed
+    advice = f"Give u=({start}, {end}), which stays inside" if moves else f"Stay below u = {inside}"
     warnings.warn(
         f"At u = {top:.6g} alpha/sigma is {(1 - top) / top:.2g}, and what is wrong with the network's answer there is "
         f"multiplied by {gain:.3g}: samples may explode, and densities be off. {advice}, or give the model as "

@@ -115,7 +115,7 @@ def sample(
     dtype, device = _dtype_and_device(model, dtype, device)
     _checks.generators(generator, shape[0], device)
     ends = interval(model, "data", u, solver.span)
-    warn_of_tiny_alpha(model, *ends)
+    warn_of_tiny_alpha(model, *ends, fixed=solver.span is not None)
     if x_T is None:
         start = prior_draws(model, torch.empty(shape, dtype=dtype, device=device), ends[0], generator)
         if u is not None and 1 - ends[0] > SIGNAL_LEFT * ends[0]:
@@ -293,7 +293,7 @@ def solve(
     _check_callback(callback, solver, checkpoint_every)
     ends = interval(model, to, u, solver.span)
     if to == "data":
-        warn_of_tiny_alpha(model, *ends)
+        warn_of_tiny_alpha(model, *ends, fixed=solver.span is not None)
     _checks.generators(generator, len(x), x.device)
     received, noise = _network_arguments(cond), _checked_noise(noise, solver)
     told = None if callback is None else _Told(callback, Watched(model), x.dtype, repr(solver))

@@ -120,3 +120,9 @@ def test_towards_noise_samples_are_not_warned_of():
     """They only arrive there."""
     sdegen.encode(network(), X, sdegen.Adams(4))
     sdegen.solve(network(), X, sdegen.Adams(4), to="noise")
+
+
+def test_a_grid_with_ends_of_its_own_is_not_told_to_take_others():
+    grid = COSINE.respaced(5, "trailing")
+    with pytest.warns(sdegen.AccuracyWarning, match=r"densities be off. Stay below u = 0.999, or give the model as"):
+        sdegen.solve(network(), X, sdegen.DDIM(grid=grid))

@@ -174,8 +174,7 @@ def loss(
         weight = _weights("weighting", weighting(path, t), x)
         weight = weight if importance is None else importance * weight
         weight = weight * _eps_per_prediction(alpha, sigma, a, b) ** 2
-    if not drawn:
-        _check_finite(model, t, alpha, sigma, a, b, weight)
+    _check_finite(model, t, *((weight,) if drawn else (alpha, sigma, a, b, weight)))
     x_t = (like(alpha, x) * x + like(sigma, x) * eps).to(x.dtype)
     p = model.predict(x_t, t, _checks.network_arguments(arguments, rows, len(x))).to(t.dtype)
     missed = _combined((m, p)) - _combined((a, x), (b, eps))

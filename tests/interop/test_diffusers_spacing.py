@@ -52,6 +52,21 @@ def test_the_timesteps_are_theirs(kind, name, offset):
         assert last == pytest.approx(0 if ends_clean else 1, abs=1e-9)
 
 
+@pytest.mark.parametrize("kind", ["DPMSolverMultistep", "UniPCMultistep", "DEISMultistep"])
+@pytest.mark.parametrize("steps", [1, 2, 7, 20, 61])
+def test_linspace_of_these_is_a_grid(kind, steps):
+    """It is their default."""
+    theirs = scheduler(kind)
+    shown, last = indices(theirs, spacing(theirs, steps))
+    torch.testing.assert_close(shown[:steps], timesteps(theirs, steps), rtol=0, atol=1e-9)
+    assert last == pytest.approx(float(kind == "DEISMultistep"), abs=1e-9)
+
+
+def test_thresholds_hold_on_a_flow_too():
+    theirs = scheduler("DPMSolverMultistep", use_flow_sigmas=True, prediction_type="flow_prediction", thresholding=True)
+    assert from_diffusers(unet(), theirs).clips
+
+
 def test_where_the_last_timestep_is_the_end_its_empty_step_is_left_out():
     """PNDM as it comes ends at its first alphas_cumprod, and leading without an offset asks there."""
     theirs = scheduler("PNDM")
@@ -137,7 +152,7 @@ def test_flow_sigmas_of_a_chains_scheduler_put_the_network_on_a_flow(prediction)
             5,
             r"'linspace' is refused: .* t - K // steps.*DDIMScheduler\.f",
         ),
-        ("UniPCMultistep", {}, 5, "'linspace' is refused"),
+        ("EulerDiscrete", {}, 5, "'linspace' is refused: EulerDiscreteScheduler then asks between them"),
         ("DDIM", {"timestep_spacing": "odd"}, 5, "Unknown timestep_spacing 'odd'; choose one of 'leading', 'trailing'"),
         ("DPMSolverMultistep", {"use_karras_sigmas": True}, 5, "use_karras_sigmas=True is refused.*KarrasGrid"),
         ("EulerDiscrete", {"interpolation_type": "log_linear"}, 5, "interpolation_type 'log_linear' is refused"),

@@ -151,7 +151,7 @@ class AdamsScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # thei
         steps = _checks.whole("num_inference_steps", num_inference_steps)
         solver, path = Adams(steps, order=self.config["adams_order"]), self._model.path
         low, high = path.ends
-        warn_of_tiny_alpha(self._model, high, low)
+        warn_of_tiny_alpha(self._model, high, low, fixed=True)
         self._knots: Layout = solver.laid(Problem(self._model, torch.empty(0), high, low))
         self._moves: list[Move] = solver.moves(self._knots)
         self._scale: list[float] = path.scale(self._knots.u).tolist()

@@ -98,7 +98,8 @@ class Config:
         if not known:
             raise ValueError(
                 f"{type(scheduler).__name__} is no scheduler that a path is known for; those are "
-                f"{', '.join(CHAINS)} and {FLOW}."
+                f"{', '.join(CHAINS)} and {FLOW}. Of another one with betas give "
+                "DDIMScheduler.from_config(scheduler.config, clip_sample=False)."
             )
         self.kind, self._entries = known[0], entries
 

@@ -3,6 +3,7 @@
     leading     k = 1 + steps_offset + gap (n-1, ..., 1, 0),      gap = K // n
                 k = 1 + steps_offset + gap (n, ..., 2, 1),        gap = K // (n+1), of DPMSolver, UniPC and DEIS
     trailing    k = K, K - K/n, ..., rounded
+    linspace    k - 1 = K - 1, (K-1) (n-1)/n, ..., rounded,   of DPMSolver, UniPC and DEIS alone
 
 and last k = 0, the data, or k = 1 where the scheduler stops at its first alphas_cumprod.
 
@@ -30,12 +31,13 @@ OFF_THE_GRID = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"
 def spacing(scheduler: object, steps: int) -> Knots:
     """The clocks that a scheduler of diffusers visits in so many steps, for `grid=` of any solver.
 
-    On a chain the network is asked at exactly the timesteps of `scheduler.set_timesteps(steps)`, by "leading" or
-    "trailing". A scheduler with set_alpha_to_one=False or final_sigmas_type="sigma_min", and every DEIS, stops at
-    t = 1/K, where sigma^2 is beta_1, and not at the data; where that is also its last timestep, the step without length
-    that it takes there is left out. In the last step to the data diffusers' DDPMScheduler adds noise where the timestep
-    is not 0 and the variance not the posterior one, and its DDIM and PNDM go from t to t - K // steps, which under
-    "trailing" is the next timestep only where `steps` divides K; here a chain goes from knot to knot and ends cleanly.
+    On a chain the network is asked at exactly the timesteps of `scheduler.set_timesteps(steps)` (PNDM's without those
+    it repeats), by "leading" or "trailing", and of DPMSolver, UniPC and DEIS by "linspace". A scheduler with
+    set_alpha_to_one=False or final_sigmas_type="sigma_min", and every DEIS, stops at t = 1/K, where sigma^2 is beta_1,
+    and not at the data; where that is also its last timestep, the step without length that it takes there is left out.
+    In the last step to the data diffusers' DDPMScheduler adds noise where the timestep is not 0 and the variance not
+    the posterior one, and its DDIM and PNDM go from t to t - K // steps, which under "trailing" is the next timestep
+    only where `steps` divides K; here a chain goes from knot to knot and ends cleanly.
 
     Of a FlowMatchEulerDiscreteScheduler the knots are its sigmas, with its shift, from 1 to 0.
 
@@ -48,7 +50,7 @@ def spacing(scheduler: object, steps: int) -> Knots:
 
     Raises:
         TypeError: an argument of another type.
-        ValueError: a spacing that is no grid of its path, such as "linspace", or more steps than there are.
+        ValueError: a spacing that is no grid of its path, such as DDIM's "linspace", or more steps than there are.
 
     References:
         Common Diffusion Noise Schedules and Sample Steps are Flawed, Lin et al., 2024, arXiv:2305.08891, table 2.
@@ -80,14 +82,18 @@ def spacing(scheduler: object, steps: int) -> Knots:
 def _visited(config: Config, path: DDPM, steps: int) -> np.ndarray:
     """The k where the network is asked, in the arithmetic of diffusers."""
     name = config["timestep_spacing"]
-    if name == "linspace":
-        raise ValueError(
-            "timestep_spacing 'linspace' is refused: diffusers' DDIM and PNDM then step to t - K // steps, which is "
-            f"not the next timestep, so that no grid is theirs; take {config.kind}.from_config(scheduler.config, "
-            "timestep_spacing='trailing'), or 'leading'."
+    if name == "linspace" and config.kind not in ABOVE_THE_FIRST:
+        why = (
+            "asks between them" if config.kind == "EulerDiscreteScheduler" else "steps to t - K // steps, not the next"
         )
-    _checks.choice("timestep_spacing", name, ("leading", "trailing"))
+        raise ValueError(
+            f"timestep_spacing 'linspace' is refused: {config.kind} then {why} of its timesteps, so that no grid is "
+            f"its own; take {config.kind}.from_config(scheduler.config, timestep_spacing='trailing'), or 'leading'."
+        )
+    _checks.choice("timestep_spacing", name, ("leading", "trailing", "linspace"))
     last = _checks.whole("the number of timesteps above lambda_min_clipped", _unclipped(config, path))
+    if name == "linspace":
+        return 1 + np.linspace(0, last - 1, steps + 1).round()[:0:-1]
     if name == "trailing":
         k = np.arange(last, 0, -path.steps / steps).round()
         return k[k >= 1]

@@ -173,13 +173,15 @@ def network_arguments(cond: Mapping[str, object], rows: slice | Tensor | None = 
     """
     whole = rows is None or (isinstance(rows, slice) and rows == slice(0, size))
     received = Received()
-    received.shared = shared_names(cond)
     with outside_inference():
         for name, value in cond.items():
             received[name] = _received(name, value, rows, size, whole)
-    if not whole:  # what was not cut is none of these rows, whatever its length
-        uncut = {name for name, value in cond.items() if isinstance(value, Tensor) and value.shape[:1] != (size,)}
-        received.shared |= uncut
+    uncut = (
+        {n for n, v in cond.items() if isinstance(v, Tensor) and v.shape[:1] != (size,)} if rows is not None else set()
+    )
+    received.shared = (
+        shared_names(cond) | uncut
+    )  # what has no row per sample is none of these rows, whatever its length
     return received
 
 
@@ -214,12 +216,7 @@ def shared_again(cond: Mapping[str, object], shared: Collection[str]) -> dict[st
 def conditions_of_rows(cond: Mapping[str, object], rows: slice | Tensor, size: int) -> dict[str, object]:
     """The conditions of some rows of a batch, to be handed on: a tensor without a row per sample is `Shared` there."""
     received = network_arguments(cond, rows, size)
-    whole = {
-        name
-        for name, value in cond.items()
-        if isinstance(value, Shared) or (isinstance(value, Tensor) and value.shape[:1] != (size,))
-    }
-    return shared_again(received, whole)
+    return shared_again(received, received.shared)
 
 
 def noise_like(noise: object, x: Tensor, name: str = "noise") -> Tensor:

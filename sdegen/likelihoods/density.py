@@ -173,7 +173,7 @@ def log_likelihood(
     coarser = _coarser(solver) if second_solve and not knows else None
     fresh = solver.takes_fresh_probes and coarser is None
     ends = interval(model, "noise", u, solver.span)
-    warn_of_tiny_alpha(model, *ends)
+    warn_of_tiny_alpha(model, *ends, fixed=solver.span is not None)
     end = _End(_checked_prior(prior, model, ends[1]), prior is not None, data)
     parts = []
     with solving(model, differentiable), nullcontext() if trace == Hutchinson(1) else uncompiled():

@@ -22,7 +22,7 @@ def checked(without: object) -> Mapping[str, object]:
         raise TypeError(
             f'without must map names of conditions to what stands for none, such as {{"label": 10}}, not {without!r}.'
         )
-    if not without or {} in without.values():
+    if not without or any(isinstance(value, Mapping) and not value for value in without.values()):
         raise ValueError(f"without names no condition, so that both branches would be the same: {without!r}.")
     return dict(without)
 

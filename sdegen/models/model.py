@@ -145,7 +145,7 @@ class ScoreModel(Model):
         t, (r, from_y, from_p), dtype = query.fitting(y)
         x, seen = self._shown(r * y, t, dtype)
         prediction = self._answer(self.net(x, seen, **cond), y)[0]
-        if following.get() and not prediction.requires_grad:
+        if following.get() and x.requires_grad and not prediction.requires_grad:
             self._is_constant(prediction, x, t, cond)
         return combined(from_y, y, from_p, prediction)
 
@@ -165,7 +165,7 @@ class ScoreModel(Model):
         t, (r, from_y, from_p), dtype = query.fitting(y)
         x, seen = self._shown(r * y, t, dtype)
         prediction, position = self._answer(self.net(x, seen, **cond), y)
-        if following.get() and not prediction.requires_grad:
+        if following.get() and x.requires_grad and not prediction.requires_grad:
             self._is_constant(prediction, x, t, cond)
         if position is None:
             return super().estimate_with_variance(y, query, cond)

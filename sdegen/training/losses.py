@@ -99,7 +99,7 @@ class EDMWeighting:
 
     Raises:
         TypeError: for a `sigma_data` that is no real number.
-        ValueError: unless `sigma_data` is positive; later, for a time in pure noise, where the weight is infinite.
+        ValueError: unless `sigma_data` is positive.
 
     References:
         Elucidating the Design Space of Diffusion-Based Generative Models, Karras et al., 2022, arXiv:2206.00364.
@@ -111,13 +111,8 @@ class EDMWeighting:
         _checks.real("sigma_data", self.sigma_data, 0, strict=True)
 
     def __call__(self, path: GaussianPath, t: Tensor) -> Tensor:
-        """The weight of the squared error of eps at times `t` (B,), after a ValueError if it is infinite."""
-        weight = 1 + (path.sigma(t) / (self.sigma_data * path.alpha(t))) ** 2
-        if weight.device.type == "cpu" and not bool(weight.isfinite().all()):
-            raise ValueError(
-                f"EDMWeighting is infinite in pure noise, alpha = 0, where {path!r} ends: draw other times."
-            )
-        return weight
+        """The weight of the squared error of eps at times `t` (B,); infinite in pure noise, which `loss` refuses."""
+        return 1 + (path.sigma(t) / (self.sigma_data * path.alpha(t))) ** 2
 
 
 def loss(

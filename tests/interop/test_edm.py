@@ -157,7 +157,7 @@ def test_the_network_is_shown_no_level_below_sigma_min():
     for solver in (sdegen.DDIM(40), sdegen.Ancestral(40), sdegen.Adams(20), HEUN):
         net.seen.clear()
         x = sdegen.sample(model, (2, 2, 3, 3), solver)
-        assert bool(x.isfinite().all())
+        assert float(x.abs().max()) < 10  # the denoised state of the end, not noise of deviation 80
         assert min(float(sigma.min()) for sigma in net.seen) == pytest.approx(0.1, rel=1e-6)
         assert max(float(sigma.max()) for sigma in net.seen) == pytest.approx(SIGMA_MAX, rel=1e-6)
     with pytest.raises(ValueError, match=r"at u = 0, where EDM.* is singular for 'data'"):
@@ -213,7 +213,7 @@ def test_models_train_are_pickled_and_stay_in_sight():
     ):
         how = {"times": sdegen.LogNormalTimes(), "weighting": sdegen.EDMWeighting(0.8)}
         sdegen.loss(model, torch.randn(16, 2), **how).backward()
-        assert all(bool(p.grad.isfinite().all()) for p in model.parameters())
+        assert any(float(p.grad.abs().sum()) > 0 for p in model.parameters())
         assert model.working_dtype(torch.float32) is torch.float64
         again, x = pickle.loads(pickle.dumps(model)), torch.randn(3, 2)
         assert torch.equal(again(x, 0.3), model(x, 0.3))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -82,8 +83,11 @@ def test_pictures_are_seen_through_masks_and_coarse_grids():
     mean[..., :2], std[..., :2] = gain * seen, scales[..., :2] * (1 - gain).sqrt()
     exact = sdegen.Gaussian(mean, std.flatten()).model(path)
     torch.testing.assert_close(by_index.eps(x, t), exact.eps(x, t), rtol=1e-9, atol=1e-9)
-    pooled = sdegen.Observed(law.model(path), nn.AvgPool2d(2), torch.zeros(1, 2, 2), 0.1)
-    assert pooled.eps(x, t).shape == x.shape
+    pool, coarse = nn.AvgPool2d(2), torch.randn(1, 2, 2)
+    by_module = sdegen.Observed(law.model(path), pool, coarse, 0.1)
+    rows = pool(torch.eye(16).reshape(16, 1, 4, 4)).flatten(1).T
+    by_rows = sdegen.Observed(law.model(path), rows, coarse.flatten(), 0.1)
+    torch.testing.assert_close(by_module.eps(x, t), by_rows.eps(x, t), rtol=1e-10, atol=1e-10)
 
 
 def test_more_iterations_solve_more_of_a_large_system():
@@ -144,8 +148,11 @@ def test_samples_of_a_mixture_are_near_its_posterior():
 def test_it_follows_the_model_to_another_precision():
     net = nn.Linear(3, 3).float()
     observed = sdegen.Observed(sdegen.ScoreModel(Timeless(net), sdegen.VPSDE()), A, SEEN, STD).float()
-    x = sdegen.sample(observed, (4, 3), sdegen.Adams(4))
-    assert x.dtype == torch.float32
+    start = torch.randn(4, 3)
+    single = sdegen.solve(observed, start.float(), sdegen.Adams(4)).x
+    assert sdegen.sample(observed, (4, 3), sdegen.Adams(4)).dtype == single.dtype == torch.float32
+    double = sdegen.Observed(sdegen.ScoreModel(Timeless(copy.deepcopy(net).double()), sdegen.VPSDE()), A, SEEN, STD)
+    torch.testing.assert_close(single.double(), sdegen.solve(double, start, sdegen.Adams(4)).x, rtol=1e-4, atol=1e-4)
     assert {name for name, _ in observed.named_buffers()} == {"observation", "A.matrix"}
 
 

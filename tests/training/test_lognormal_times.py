@@ -96,5 +96,8 @@ def test_laws_that_are_none_are_refused(make, error, says):
 def test_the_weighting_is_refused_in_pure_noise():
     path = sdegen.DDPM([0.1, 0.5, 1.0])
     model = sdegen.ScoreModel(lambda x, t: x, path, "v")
-    with pytest.raises(ValueError, match="EDMWeighting is infinite in pure noise, alpha = 0"):
-        sdegen.loss(model, torch.randn(4, 2), t=1.0, weighting=sdegen.EDMWeighting())
+    for times in ({"t": 1.0}, {"times": sdegen.ChainTimes()}):
+        with pytest.raises(ValueError, match=r"At t = 1 on DDPM.*its target or its weight is infinite or undefined"):
+            sdegen.loss(model, torch.randn(64, 2), weighting=sdegen.EDMWeighting(), **times)
+    with pytest.raises(ValueError, match=r"At t = 1 on DDPM.*its target or its weight is infinite or undefined"):
+        sdegen.loss(model, torch.randn(64, 2), weighting=sdegen.LikelihoodWeighting(), times=sdegen.ChainTimes())

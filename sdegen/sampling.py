@@ -12,8 +12,8 @@ from torch import Tensor
 from sdegen import _checks
 from sdegen._arguments import check_model, interval, scale_at, solving, straight, warn_of_tiny_alpha
 from sdegen._shapes import Generators
+from sdegen.callbacks import Callback, Told, check_callback
 from sdegen.models.base import Cond, Model
-from sdegen.models.watched import Watched
 from sdegen.paths.priors import Normal
 from sdegen.solvers import ODESolver
 from sdegen.solvers.base import Problem, Result, Solver
@@ -25,9 +25,6 @@ SIGNAL_LEFT = 0.05
 """Up to this alpha/sigma, N(0, sigma^2) passes for the law of x_t of data of unit scale."""
 
 Noise = Tensor | Callable[[int], Tensor] | None
-
-Callback = Callable[[int, float, Tensor, Tensor], object]
-"""callback(k, u, x, x_hat), what `solve` calls after every step."""
 
 
 @dataclass(frozen=True)
@@ -290,13 +287,13 @@ def solve(
     _check_solver(solver)
     check_gradients(model, solver, differentiable, checkpoint_every)
     _checks.choice("end", to, ("data", "noise"))
-    _check_callback(callback, solver, checkpoint_every)
+    check_callback(callback, solver, checkpoint_every)
     ends = interval(model, to, u, solver.span)
     if to == "data":
         warn_of_tiny_alpha(model, *ends, fixed=solver.span is not None)
     _checks.generators(generator, len(x), x.device)
     received, noise = _network_arguments(cond), _checked_noise(noise, solver)
-    told = None if callback is None else _Told(callback, Watched(model), x.dtype, repr(solver))
+    told = None if callback is None else Told(callback, model, x.dtype, repr(solver))
     with solving(model, differentiable):
         problem = Problem(
             model if told is None else told.model,
@@ -315,29 +312,6 @@ def solve(
         if told is not None and len(x):
             told.check()
         return _solution(model, result, x.dtype)
-
-
-class _Told:
-    """The user's callback as `march` calls it: told in units of the data, by copies."""
-
-    def __init__(self, callback: Callback, model: Watched, dtype: torch.dtype, solver: str):
-        self.model = model
-        self._callback, self._dtype, self._solver, self._steps = callback, dtype, solver, 0
-
-    def __call__(self, k: int, u: float, y: Tensor) -> None:
-        """After step k, which arrived at the clock u in the state y."""
-        self._steps += 1
-        y = y.detach()
-        self._callback(k, u, (scale_at(self.model, u) * y).to(self._dtype), self.model.x_hat(y).to(self._dtype))
-
-    def check(self) -> None:
-        """A warning if the solver never called it."""
-        if not self._steps:
-            warnings.warn(
-                f"{self._solver} never called the callback: its loop is not `march`, which calls it after every step.",
-                UserWarning,
-                stacklevel=_checks.stacklevel_outside(),
-            )
 
 
 def ode_solver(solver: Solver | None, both_ways: bool = True) -> Solver:
@@ -365,24 +339,6 @@ def checked_result(result: object, solver: Solver) -> Result:
 def _check_solver(solver: object) -> None:
     if not isinstance(solver, Solver):
         raise TypeError(f"solver must be a Solver, such as Adams(20) or SDESolver('euler', 500), and it is {solver!r}.")
-
-
-def _check_callback(callback: object, solver: Solver, checkpoint_every: int | None) -> None:
-    """A callback can be called, and the solver's loop has a place for it."""
-    if callback is None:
-        return
-    if not callable(callback):
-        raise TypeError(f"callback must be callable as callback(k, u, x, x_hat), and it is {callback!r}.")
-    if not solver.takes_callback:
-        raise ValueError(
-            f"callback is called after every step of solvers whose loop is march, and the loop of {solver!r} is not: "
-            "take Adams for the ODE or StochasticAdams for the SDE, or trajectory=True for the states alone."
-        )
-    if checkpoint_every is not None:
-        raise ValueError(
-            f"callback is called after every step, and checkpoint_every = {checkpoint_every!r} takes the steps of a "
-            "whole chunk at once: give one of the two."
-        )
 
 
 def check_gradients(model: Model, solver: Solver, differentiable: bool, checkpoint_every: int | None) -> None:

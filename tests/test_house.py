@@ -47,6 +47,7 @@ LAYERS = [  # a file imports only from rows above its own
     },
     {"solvers.refined", "solvers.registry"},
     {"solvers"},
+    {"callbacks"},
     {"sampling"},
     {"reflow", "comparison", "likelihoods.gradients", "likelihoods.decoders", "likelihoods.gap"},
     {"tuning", "plot"},

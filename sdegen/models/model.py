@@ -14,6 +14,7 @@ from sdegen import _checks
 from sdegen._derivatives import following
 from sdegen._shapes import batch_of_times
 from sdegen.models.base import PREDICTIONS, Cond, Model, Query, combined, prediction_row
+from sdegen.models.standardised import Standardize
 from sdegen.models.wrapped import OnPath
 from sdegen.paths.gaussian import GaussianPath
 
@@ -33,6 +34,8 @@ class ScoreModel(Model):
         learns_variance: the network returns twice the channels, (B, 2C, ...): its prediction, then for every value a
             number in [-1, 1] that places the log-variance of a chain's step between its least and its largest, as
             `Ancestral(variance="learned")` samples, `vlb` scores and `hybrid_loss` trains it.
+        standardize: the units of the data, `Standardize.of(data)`, where they are not of order one: `loss`, `log_prob`
+            and `encode` take data, and `sample` and `decode` return them, in their own units.
 
     Raises:
         TypeError: an argument of another type; later, an output of the network that holds no real numbers.
@@ -40,6 +43,7 @@ class ScoreModel(Model):
     """
 
     predicts: str
+    _units: Standardize | None
 
     def __init__(
         self,
@@ -49,6 +53,7 @@ class ScoreModel(Model):
         *,
         time: Callable[[Tensor], Tensor] | None = None,
         learns_variance: bool = False,
+        standardize: Standardize | None = None,
     ):
         super().__init__()
         if not callable(net):
@@ -66,6 +71,14 @@ class ScoreModel(Model):
         if not isinstance(learns_variance, bool):
             raise TypeError(f"learns_variance must be True or False, and it is {learns_variance!r}.")
         self.learns_variance = learns_variance
+        if not isinstance(standardize, (Standardize, type(None))):
+            raise TypeError(f"standardize must be a Standardize, such as Standardize.of(data), not {standardize!r}.")
+        self._units = standardize
+
+    @property
+    def standardize(self) -> Standardize | None:
+        """See `Model.standardize`."""
+        return self._units
 
     def extra_repr(self) -> str:
         """The path and the prediction, for printing."""

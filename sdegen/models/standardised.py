@@ -10,7 +10,11 @@ has the network's, z_t = alpha z + sigma eps, so that the law at the noise end i
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sdegen import _checks
@@ -60,11 +64,11 @@ class Standardize(nn.Module):
             ) from error
 
     @classmethod
-    def of(cls, data: Tensor) -> Standardize:
+    def of(cls, data: Tensor | NDArray[np.floating[Any]]) -> Standardize:
         """The mean and the deviation of data: of every value for points (N, d), of all values together otherwise.
 
         Args:
-            data: (N, *event), N at least 2.
+            data: a tensor or array (N, *event), N at least 2.
 
         Returns:
             the units in which each of the d values, or all values together, have mean 0 and mean square 1.
@@ -78,7 +82,7 @@ class Standardize(nn.Module):
             >>> sdegen.Standardize.of(torch.tensor([[1.0, 5.0], [3.0, 9.0]])).std.tolist()
             [1.0, 2.0]
         """
-        _checks.batch("data", data)
+        data = _checks.batch("data", torch.as_tensor(data) if isinstance(data, np.ndarray) else data)
         if len(data) < 2:
             raise ValueError(f"A deviation needs two samples or more, and data have shape {tuple(data.shape)}.")
         wide = data.detach().double()

@@ -138,6 +138,8 @@ def test_of_data_every_column_has_mean_zero_and_mean_square_one():
 
 def test_arrays_and_numbers_are_taken():
     assert sdegen.Standardize(np.array([1.0, 2.0]), 3.0).std.item() == 3.0
+    x = OUTER.sample(50)
+    assert torch.equal(sdegen.Standardize.of(x.numpy()).std, sdegen.Standardize.of(x).std)
     assert repr(sdegen.Standardize(1.0, 2.0)) == "Standardize(mean=1.0, std=2.0)"
 
 

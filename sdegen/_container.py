@@ -104,20 +104,14 @@ def write(file: str | os.PathLike[str], packed: Packed, manifest: Mapping[str, J
 
 
 def read(file: str | os.PathLike[str]) -> tuple[dict[str, Json], dict[str, Tensor]]:
-    """The manifest and the tensors of a file in which every bit is as it was written."""
+    """The manifest and the tensors, on the CPU, of a file in which every bit is as it was written."""
     library, data = imported(), Path(file).read_bytes()
-    header = _header(file, data)
-    manifest = _manifest(file, header)
-    known = cast("dict[str, Json]", manifest["tensors"])
-    for name in [*known, *header]:
-        if name not in header or name not in (*known, METADATA):
-            what = "lacks the tensor" if name in known else "was not saved with the tensor"
-            raise refusal(file, f"{what} {name!r}: it was changed after it was written")
+    manifest = _manifest(file, _header(file, data))
     try:
         tensors = cast("dict[str, Tensor]", library.load(data))
     except Exception as error:  # SafetensorError is of no common kind, and a dtype that it does not know a KeyError
         raise refusal(file, f"is damaged: {error}") from error
-    for name, about in known.items():
+    for name, about in cast("dict[str, Json]", manifest["tensors"]).items():
         if _about(tensors[name]) != about:
             raise refusal(file, f"is damaged: the tensor {name!r} is not the one that was saved")
     return manifest, tensors
@@ -127,19 +121,16 @@ def _header(file: str | os.PathLike[str], data: bytes) -> dict[str, Json]:
     """The header, after a ValueError unless it is one, as it was written, and all of its tensors are there."""
     end = 8 + int.from_bytes(data[:8], "little")
     try:
-        header = json.loads(data[8:end] if len(data) >= end > 8 else b"")
-        whole = _canonical(data[:end]) == data[:end]
-        ends = {
-            name: 8 + entry["data_offsets"][1] + len(data[8:end]) for name, entry in header.items() if name != METADATA
-        }
-        cut = [name for name in ends if ends[name] > len(data)]
-    except (ValueError, RecursionError, TypeError, KeyError, IndexError, AttributeError) as error:
+        header = json.loads(data[8:end] if len(data) >= end else b"")
+        whole, ours = _canonical(data[:end]) == data[:end], KEY in header.get(METADATA, {})
+        cut = [name for name in header if name != METADATA and end + header[name]["data_offsets"][1] > len(data)]
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         if data.startswith(PICKLES):
             raise refusal(
                 file, "is a pickle, as torch.save writes it, which could run code: it is not opened"
             ) from error
         raise refusal(file, "is no whole safetensors file: its header is cut off, damaged or no header") from error
-    if KEY not in header.get(METADATA, {}):
+    if not ours:
         what = "holds no manifest of sdegen's: read it by safetensors.torch.load_file, its weights belong to a network"
         raise refusal(file, what)
     if cut:
@@ -154,14 +145,17 @@ def _manifest(file: str | os.PathLike[str], header: Mapping[str, Json]) -> dict[
     text = cast("dict[str, str]", header[METADATA])[KEY]
     try:
         manifest = json.loads(text)["manifest"]
-        whole, schema, version = _signed(manifest) == text, manifest["schema"], manifest["version"]
-    except (ValueError, RecursionError, TypeError, KeyError) as error:
+        whole, schema, names = _signed(manifest) == text, int(manifest["schema"]), set(manifest["tensors"])
+    except (ValueError, TypeError, LookupError, RecursionError) as error:
         raise refusal(file, "is damaged: its manifest cannot be read") from error
     if not whole:
         raise refusal(file, "is damaged: its manifest is not as it was written")
     if schema > SCHEMA:
-        words = f"was written by sdegen {version} in schema {schema}, and this one reads up to {SCHEMA}: update sdegen"
-        raise refusal(file, words)
+        words = f"was written by sdegen {manifest.get('version')} in schema {schema}"
+        raise refusal(file, f"{words}, and this one reads up to {SCHEMA}: update sdegen")
+    for name in sorted(names ^ header.keys() - {METADATA}):
+        what = "lacks the tensor" if name in names else "was not saved with the tensor"
+        raise refusal(file, f"{what} {name!r}: it was changed after it was written")
     return cast("dict[str, Json]", manifest)
 
 
@@ -174,7 +168,7 @@ def describing(file: str | os.PathLike[str]) -> Iterator[None]:
     """Errors of what is made from a manifest as a ValueError: it is as it was written, by something else."""
     try:
         yield
-    except (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError) as error:
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise refusal(file, f"holds a manifest that describes nothing this version knows: {error}") from error
 
 

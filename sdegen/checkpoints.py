@@ -120,7 +120,7 @@ def load(
     manifest, tensors = read(file)
     with describing(file):
         about, stored = cast(Portrait, manifest["model"]), _stored_path(manifest["path"], tensors)
-        weights = cast(Weights, unpacked(manifest["weights"], tensors))
+        weights = dict(cast(Weights, unpacked(manifest["weights"], tensors)))
         units = Standardize(*(cast(Tensor, weights[name]) for name in UNITS)) if about["standardize"] else None
         predicts, learns, kind = str(about["predicts"]), about["learns_variance"] is True, str(about["time"])
         portrayed = cast(Portrait, about["path"])
@@ -151,7 +151,8 @@ def load_state(file: str | os.PathLike[str]) -> dict[str, object]:
         See `save`.
     """
     manifest, tensors = read(file)
-    return cast("dict[str, object]", unpacked(manifest["state"], tensors))
+    with describing(file):
+        return dict(cast("dict[str, object]", unpacked(manifest["state"], tensors)))
 
 
 # Paths

@@ -29,6 +29,7 @@ from typing import cast
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from sdegen._files import prepare_folder, write_whole
@@ -196,15 +197,17 @@ def _key(name: str, key: object) -> Json:
 
 def _storable(name: str, value: Tensor) -> Tensor:
     """A contiguous copy on the CPU, or a ValueError that says why there is none."""
-    dtype = str(value.dtype).removeprefix("torch.")
-    kind = "a wrapper of others" if is_traceable_wrapper_subclass(value) else str(value.layout).removeprefix("torch.")
-    kind = "on the meta device, without numbers" if value.is_meta else kind
-    if dtype not in DTYPES or kind != "strided":
-        what = f"has dtype {dtype}" if dtype not in DTYPES else f"is {kind}"
-        raise ValueError(
-            f"The tensor {name!r} {what}, and a checkpoint holds dense tensors of real numbers: {', '.join(DTYPES)}."
-        )
-    return value.detach().resolve_neg().to("cpu", copy=True, memory_format=torch.contiguous_format)
+    dtype, layout = (str(kind).removeprefix("torch.") for kind in (value.dtype, value.layout))
+    wrong = None if layout == "strided" else f"is {layout}"
+    wrong = wrong if dtype in DTYPES else f"has dtype {dtype}"
+    if wrong is None and (is_lazy(value) or is_traceable_wrapper_subclass(value)):
+        wrong = f"is of type {type(value).__name__}"
+    if wrong is None:
+        try:
+            return value.detach().resolve_neg().to("cpu", copy=True, memory_format=torch.contiguous_format)
+        except NotImplementedError:  # torch's answer for the meta device
+            wrong = "is on the meta device, without numbers"
+    raise ValueError(f"The tensor {name!r} {wrong}, and a checkpoint holds plain tensors of {', '.join(DTYPES)}.")
 
 
 def _about(value: Tensor) -> dict[str, Json]:

@@ -18,6 +18,7 @@ from dataclasses import fields, is_dataclass
 from typing import cast
 
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
 from torch.optim.swa_utils import AveragedModel
 
@@ -62,7 +63,7 @@ def save(file: str | os.PathLike[str], model: nn.Module, **state: object) -> Non
         ValueError: a tensor that cannot be stored, by its name.
 
     Examples:
-        >>> import tempfile, torch, sdegen
+        >>> import tempfile, sdegen
         >>> from sdegen.nets import MLP
         >>> model = sdegen.ScoreModel(MLP(2), sdegen.CosineVPSDE(), "v")
         >>> with tempfile.TemporaryDirectory() as folder:
@@ -73,13 +74,13 @@ def save(file: str | os.PathLike[str], model: nn.Module, **state: object) -> Non
     """
     model, packed = _score_model(model), Packed()
     names, weights = _names(model), model.state_dict()
-    manifest = {
-        "model": identity(model),
-        "path": _packed_path(packed, "path", model.path),
-        "weights": packed.tree("", {name: weights[own] for name, own in names.items()}),
-        "state": packed.tree("state", state),
-    }
-    write(file, packed, manifest)
+    about = {"model": identity(model), "path": _packed_path(packed, "path", model.path)}
+    trees = {"weights": packed.tree("", {name: weights[own] for name, own in names.items()})}
+    try:
+        trees["state"] = packed.tree("state", state)
+    except RecursionError as error:
+        raise ValueError("The state holds itself, or is nested too deeply to be stored.") from error
+    write(file, packed, {**about, **trees})
 
 
 def load(
@@ -113,7 +114,14 @@ def load(
             names the first tensor that differs; a path or a `time=` that is missing, or is another.
 
     Examples:
-        See `save`.
+        >>> import tempfile, torch, sdegen
+        >>> from sdegen.nets import MLP
+        >>> model = sdegen.ScoreModel(MLP(2), sdegen.VPSDE())
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     sdegen.save(f"{folder}/model.safetensors", model)
+        ...     again = sdegen.load(f"{folder}/model.safetensors", MLP(2))
+        >>> all(torch.equal(p, q) for p, q in zip(model.parameters(), again.parameters(), strict=True))
+        True
     """
     if not isinstance(net, nn.Module) or isinstance(net, Model):
         raise TypeError(f"net must be the network itself, an nn.Module to fill, and it is {type(net).__name__}.")
@@ -148,7 +156,12 @@ def load_state(file: str | os.PathLike[str]) -> dict[str, object]:
         ValueError: a file that is damaged, cut off, a pickle, not of sdegen or of a newer one.
 
     Examples:
-        See `save`.
+        >>> import tempfile, sdegen
+        >>> from sdegen.nets import MLP
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     sdegen.save(f"{folder}/model.safetensors", sdegen.ScoreModel(MLP(2), sdegen.VPSDE()), losses=[2.5, 1.0])
+        ...     sdegen.load_state(f"{folder}/model.safetensors")
+        {'losses': [2.5, 1.0]}
     """
     manifest, tensors = read(file)
     with describing(file):
@@ -219,18 +232,17 @@ def _time(
 
 
 def _inside(module: nn.Module) -> str | None:
-    """The name by which a compiled, distributed or averaged module holds the one it is made of."""
+    """The name by which a compiled or distributed module holds the one it is made of."""
     if "_orig_mod" in module._modules:
         return "_orig_mod"
-    wrappers = (nn.parallel.DistributedDataParallel, nn.DataParallel, AveragedModel)
-    return "module" if isinstance(module, wrappers) else None
+    return "module" if isinstance(module, (DistributedDataParallel, nn.DataParallel)) else None
 
 
 def _score_model(model: nn.Module) -> ScoreModel:
     """The ScoreModel inside whatever wraps it, or a TypeError."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a ScoreModel, and {model!r} is {type(model).__name__}.")
-    while (name := _inside(model)) is not None:
+    while (name := "module" if isinstance(model, AveragedModel) else _inside(model)) is not None:
         model = cast(nn.Module, getattr(model, name))
     if type(model) is not ScoreModel:
         raise TypeError(f"model must be a ScoreModel, and it is {type(model).__name__}: save the ScoreModel inside it.")
@@ -261,7 +273,7 @@ def _fill(file: str | os.PathLike[str], model: ScoreModel, weights: Weights) -> 
         there, here = (_words(w.get(n)) for w, n in ((weights, name), (state, names.get(name, ""))))
         if there != here and not name.endswith("_extra_state"):
             raise refusal(file, f"holds the weights of another network: {name!r} is {there} there and {here} here")
-    before = {own: value.to("cpu", copy=True) if isinstance(value, Tensor) else value for own, value in state.items()}
+    before = _copies(state)
     try:
         state.update({own: weights[name] for name, own in names.items()})
         model.load_state_dict(state)
@@ -271,12 +283,22 @@ def _fill(file: str | os.PathLike[str], model: ScoreModel, weights: Weights) -> 
         raise
 
 
+def _copies(state: Weights) -> Weights:
+    """The state as it is now, on the CPU."""
+    try:
+        return {own: v.to("cpu", copy=True) if isinstance(v, Tensor) else v for own, v in state.items()}
+    except NotImplementedError as error:  # torch's answer for the meta device
+        raise ValueError(
+            "net is on the meta device and has no memory: give it some, net.to_empty(device=...)."
+        ) from error
+
+
 def _check_ties(file: str | os.PathLike[str], names: dict[str, str], state: Weights, weights: Weights) -> None:
     """A ValueError if two different tensors were loaded into one: then the network is another, of the same shapes."""
     first: dict[object, str] = {}
     for name, own in names.items():
         here, there = state[own], weights[name]
-        if not isinstance(here, Tensor) or not here.numel() or name.endswith("_extra_state"):
+        if not isinstance(here, Tensor) or not here.data_ptr() or name.endswith("_extra_state"):
             continue
         twin = first.setdefault((here.device, here.data_ptr(), here.shape, here.stride()), name)
         if twin != name and not same_bits(cast(Tensor, weights[twin]), cast(Tensor, there)):
@@ -291,6 +313,6 @@ def _words(value: object) -> str:
         return "absent"
     if not isinstance(value, Tensor):
         return type(value).__name__
-    if is_lazy(value) or value.is_meta:
-        return "a tensor without numbers yet"
+    if is_lazy(value):
+        return "a tensor without a shape yet"
     return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"

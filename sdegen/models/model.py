@@ -103,15 +103,16 @@ class ScoreModel(Model):
     def _load_from_state_dict(
         self, state_dict: dict[str, object], prefix: str, local_metadata: object, strict: bool, *lists: list[str]
     ) -> None:
-        """Loads, after a warning, what was saved before a state said what it is, too."""
+        """Loads what was saved before a state said what it is, too; after a warning, if it is a whole model's."""
         key = f"{prefix}_extra_state"
-        if strict and key not in state_dict:
-            warnings.warn(
-                f"This state has no {key!r}, so that nobody can tell whether its weights predict {self.predicts!r} on "
-                f"{self.path!r}: they are loaded as if they did.",
-                stacklevel=stacklevel_outside(),
-            )
+        if key not in state_dict:
             state_dict[key] = self.get_extra_state()
+            if state_dict.keys() >= {prefix + name for name in self.state_dict()}:
+                warnings.warn(
+                    f"This state has no {key!r}, so that nobody can tell whether its weights predict "
+                    f"{self.predicts!r} on {self.path!r}: they are loaded as if they did.",
+                    stacklevel=stacklevel_outside(),
+                )
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *lists)
 
     def forward(self, x_t: Tensor, t: float | Tensor, cond: Cond = None) -> Tensor:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
-from typing import cast
+from typing import NamedTuple, cast
 
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -125,19 +125,13 @@ def load(
     """
     if not isinstance(net, nn.Module) or isinstance(net, Model):
         raise TypeError(f"net must be the network itself, an nn.Module to fill, and it is {type(net).__name__}.")
-    manifest, tensors = read(file)
-    with describing(file):
-        about, stored = cast(Portrait, manifest["model"]), _stored_path(manifest["path"], tensors)
-        weights = dict(cast(Weights, unpacked(manifest["weights"], tensors)))
-        units = Standardize(*(cast(Tensor, weights[name]) for name in UNITS)) if about["standardize"] else None
-        predicts, learns, kind = str(about["predicts"]), about["learns_variance"] is True, str(about["time"])
-        portrayed = cast(Portrait, about["path"])
-    path = _path(file, portrayed, stored, path)
-    time = _time(file, kind, path, time)
-    model = ScoreModel(net, path, predicts, time=time, learns_variance=learns, standardize=units)
-    if units is not None and (known := next(net.parameters(), None)) is not None:
-        units.to(known.device)
-    _fill(file, model, weights)
+    saved = _saved(file)
+    path = _path(file, saved, path)
+    time = _time(file, saved.time, path, time)
+    model = ScoreModel(net, path, saved.predicts, time=time, learns_variance=saved.learns, standardize=saved.units)
+    if saved.units is not None and (known := next(net.parameters(), None)) is not None:
+        saved.units.to(known.device)
+    _fill(file, model, saved.weights)
     return model
 
 
@@ -166,6 +160,39 @@ def load_state(file: str | os.PathLike[str]) -> dict[str, object]:
     manifest, tensors = read(file)
     with describing(file):
         return dict(cast("dict[str, object]", unpacked(manifest["state"], tensors)))
+
+
+class _Saved(NamedTuple):
+    """What a file says of its model.
+
+    Attributes:
+        predicts: as in `ScoreModel`.
+        learns: its `learns_variance`.
+        time: the kind of its `time`, see `identity`.
+        portrait: its path in numbers.
+        path: the path itself, None for one of the user's own.
+        units: its `standardize`.
+        weights: its state, by the names that are kept.
+    """
+
+    predicts: str
+    learns: bool
+    time: str
+    portrait: Portrait
+    path: GaussianPath | None
+    units: Standardize | None
+    weights: Weights
+
+
+def _saved(file: str | os.PathLike[str]) -> _Saved:
+    """The model of a file, after a ValueError if that is damaged or no model."""
+    manifest, tensors = read(file)
+    with describing(file):
+        about, path = cast(Portrait, manifest["model"]), _stored_path(manifest["path"], tensors)
+        weights = dict(cast(Weights, unpacked(manifest["weights"], tensors)))
+        units = Standardize(*(cast(Tensor, weights[name]) for name in UNITS)) if about["standardize"] else None
+        predicts, learns, time = str(about["predicts"]), about["learns_variance"] is True, str(about["time"])
+        return _Saved(predicts, learns, time, cast(Portrait, about["path"]), path, units, weights)
 
 
 # Paths
@@ -201,17 +228,16 @@ def _stored_path(about: Json, tensors: Mapping[str, Tensor]) -> GaussianPath | N
     return PATHS[str(known["class"])](**arguments)
 
 
-def _path(
-    file: str | os.PathLike[str], there: Portrait, stored: GaussianPath | None, path: GaussianPath | None
-) -> GaussianPath:
+def _path(file: str | os.PathLike[str], saved: _Saved, path: GaussianPath | None) -> GaussianPath:
     """The path of the model: the stored one, or the one given, after a ValueError if it is another."""
     if path is None:
-        if stored is None:
-            raise refusal(file, f"was saved with a path of your own, {there['path']}: give it again, as path=")
-        return stored
+        if saved.path is None:
+            words = f"was saved with a path of your own, {saved.portrait['path']}: give it again, as path="
+            raise refusal(file, words)
+        return saved.path
     if not isinstance(path, GaussianPath):
         raise TypeError(f"path must be a GaussianPath such as VPSDE(), and it is {path!r}.")
-    difference = path_difference(there, portrait(path))
+    difference = path_difference(saved.portrait, portrait(path))
     if difference is not None:
         raise refusal(file, f"was saved with another path than the one given: {difference}")
     return path

@@ -5,6 +5,7 @@ Three nouns, path, model and solver, and three verbs, loss, sample and log_prob;
 
 from sdegen._checks import AccuracyWarning, NonFiniteError, Shared
 from sdegen._version import __version__
+from sdegen.checkpoints import load, load_state, save
 from sdegen.comparison import Comparison, compare, energy_distance
 from sdegen.likelihoods.chain import optimal_variance
 from sdegen.likelihoods.continuous import continuous_vlb
@@ -89,6 +90,7 @@ __all__ += ["Ask", "Multistep", "OneStep", "Problem", "Result", "Row", "Solver",
 __all__ += ["Grid", "KarrasGrid", "Layout", "PowerGrid", "StretchedGrid"]
 # Verbs: train, move, score
 __all__ += ["fit", "hybrid_loss", "loss"]
+__all__ += ["load", "load_state", "save"]
 __all__ += ["decode", "encode", "rectify", "sample", "solve", "straightness"]
 __all__ += ["compare", "energy_distance", "tune"]
 __all__ += ["continuous_vlb", "discrete_log_prob", "entropy_form", "evaluate", "importance", "iwae"]

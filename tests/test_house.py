@@ -16,7 +16,7 @@ from sdegen.solvers import ODE_METHODS, SCHEMES, SDE_METHODS
 
 ROOT = Path(__file__).parent.parent
 LAYERS = [  # a file imports only from rows above its own
-    {"_version", "_shapes", "_fingerprint", "_derivatives"},
+    {"_version", "_shapes", "_fingerprint", "_derivatives", "_files"},
     {"_checks"},
     {"journal"},
     {"paths", "models", "training", "likelihoods"},
@@ -24,10 +24,10 @@ LAYERS = [  # a file imports only from rows above its own
     {"paths.gaussian"},
     {"paths.diffusions", "paths.flows"},
     {"paths.chain"},
-    {"models.base", "models.conditions"},
+    {"models.base", "models.conditions", "models.identity"},
     {"models.products", "models.wrapped"},
     {"models.exact", "models.model", "models.guidance", "models.watched"},
-    {"models.observed"},
+    {"models.observed", "checkpoints"},
     {"_arguments"},
     {"solvers.noise", "solvers.divergence", "solvers.grids"},
     {"solvers.base"},
@@ -56,7 +56,7 @@ LAYERS = [  # a file imports only from rows above its own
     {"likelihoods.continuous", "likelihoods.quantised"},
     {"likelihoods.evaluation", "datasets"},
     {"training.couplings", "training.times"},
-    {"training.losses", "training.batches"},
+    {"training.losses", "training.batches", "training.resuming"},
     {"training.fitting"},
     {"interop.adapted"},
     {"interop.edm", "interop.flow_libraries", "interop.zuko", "interop.diffusers.schedules"},

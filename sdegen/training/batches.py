@@ -1,8 +1,8 @@
 """What turns data into the batches of a training: which rows step k sees is decided by the seed and k alone.
 
 Data of n samples are permuted anew in every epoch, the permutations follow each other without a gap, and step k of
-batch size B takes entries k B ... (k+1) B - 1 of that sequence: every sample is seen once in an epoch, also where B does
-not divide n. A process takes its own rows out of such a batch, so that the number of processes changes nothing.
+batch size B takes entries k B ... (k+1) B - 1 of that sequence: every sample is seen once in an epoch, also where B
+does not divide n. A process takes its own rows out of such a batch, so that the number of processes changes nothing.
 """
 
 from __future__ import annotations
@@ -291,7 +291,9 @@ def batches_of(name: str, data: object, cond: Cond, batch_size: int, dtype: torc
     return _InMemory(name, data, received, batch_size, dtype, draws)
 
 
-def _loaded(name: str, data: object, batch_size: int, dtype: torch.dtype, draws: Draws) -> Batches:
+def _loaded(
+    name: str, data: Dataset[Any] | DataLoader[Any], batch_size: int, dtype: torch.dtype, draws: Draws
+) -> Batches:
     """The batches of a data set or of a loader, after a look at the first items."""
     made: Batches
     if isinstance(data, DataLoader):
@@ -376,7 +378,7 @@ def _moved(value: object, device: torch.device) -> object:
 
 def _pair(name: str, batch: object) -> Batch:
     """(x, cond) from what a data set or a loader yields: x, (x,) or (x, cond)."""
-    x, cond = batch, {}
+    x, cond = batch, dict[str, object]()
     if isinstance(batch, (tuple, list)) and len(batch) in (1, 2):
         x, cond = batch[0], batch[1] if len(batch) == 2 else {}
     x = _from_array(name, x) if isinstance(x, np.ndarray) else x

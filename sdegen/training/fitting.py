@@ -20,15 +20,13 @@ References:
 from __future__ import annotations
 
 import copy
+import functools
 import math
 import os
-import tempfile
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -38,10 +36,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from sdegen import _checks
 from sdegen._checks import NonFiniteError
-from sdegen._fingerprint import fingerprint
 from sdegen._shapes import Generators, uniform
-from sdegen.journal import _difference as difference
-from sdegen.journal import _words as words
 from sdegen.models.base import Cond
 from sdegen.models.model import ScoreModel
 from sdegen.paths.gaussian import GaussianPath
@@ -49,6 +44,7 @@ from sdegen.training.batches import Batches, Data, Draws, batches_of, warn_of_sc
 from sdegen.training.couplings import Coupling, pairs
 from sdegen.training.losses import Weighting, loss
 from sdegen.training.losses import _checked as check_objective
+from sdegen.training.resuming import Checkpoint
 from sdegen.training.times import Times
 
 if TYPE_CHECKING:
@@ -145,7 +141,7 @@ def fit(
     with _own_randomness(model), _accelerated(model, precision) as accelerator:
         run = _Run(model, recipe, accelerator, _batches(data, cond, validation, batch_size))
         optimiser, schedule = _optimisers(optimizer, run, steps)
-        saved = _Checkpoint(checkpoint, run, optimiser, schedule, {"ema": ema, "clip": clip})
+        saved = run.checkpoint(checkpoint, optimiser, schedule, {"ema": ema, "clip": clip})
         start = saved.resume(steps)
         with _bar(progress and accelerator.is_main_process, start, steps) as show:
             losses = _Losses(run, show)
@@ -211,7 +207,8 @@ class _Average:
     """
 
     def __init__(self, model: ScoreModel):
-        tensors = {id(p): nn.Parameter(p.detach().clone(), p.requires_grad) for p in model.parameters()}
+        tensors: dict[int, Tensor] = {}
+        tensors |= {id(p): nn.Parameter(p.detach().clone(), p.requires_grad) for p in model.parameters()}
         tensors |= {id(b): b.detach().clone() for b in model.buffers()}
         self.model = copy.deepcopy(model, {**tensors, id(model.path): model.path}).eval()
         here, there = ([*m.parameters(), *m.buffers()] for m in (self.model, model))
@@ -253,6 +250,26 @@ class _Run:
         model.train().zero_grad()
         self.average = _Average(model)
         self.objective = accelerator.prepare_model(_Objective(model, recipe.weighting), device_placement=False)
+
+    def checkpoint(
+        self,
+        file: str | os.PathLike[str] | None,
+        optimiser: Optimizer,
+        schedule: LRScheduler | None,
+        settings: Mapping[str, object],
+    ) -> Checkpoint:
+        """The file from which this training goes on; the number of steps, processes and parts is free."""
+
+        def about() -> dict[str, object]:
+            recipe, model = self.recipe, self.model
+            drawn = {n: getattr(recipe, n) for n in ("times", "weighting", "coupling", "seed")}
+            data = {"batch_size": self.batches.size, "data": self.batches.identity}
+            asked = {"path": model.path, "predicts": model.predicts, "learns_variance": model.learns_variance}
+            how = {"optimizer": (type(optimiser), optimiser.defaults), "schedule": type(schedule)}
+            return {**settings, **drawn, **data, **asked, **how, "precision": self.accelerator.mixed_precision}
+
+        parts = {"optimizer": optimiser, "schedule": schedule, "scaler": self.accelerator.scaler}
+        return Checkpoint(file, self.model, self.average.model, parts, about, self.accelerator.is_main_process)
 
     def parts(self, step: int) -> Iterator[tuple[Part, bool]]:
         """The rows of this process in the batch of a step, part by part, each with whether it is the last."""
@@ -311,10 +328,17 @@ class _Run:
     def _validation_loss(self, data: Batches) -> float:
         """The average's mean loss on other data, with the same draws every time."""
         self.draws.seed_torch(Draws.VALIDATION)
-        g, recipe = self.draws.generator(Draws.VALIDATION), self.recipe
-        how = {"weighting": recipe.weighting, "times": recipe.times, "coupling": recipe.coupling, "generator": g}
+        score = functools.partial(
+            loss,
+            self.average.model,
+            weighting=self.recipe.weighting,
+            times=self.recipe.times,
+            coupling=self.recipe.coupling,
+            generator=self.draws.generator(Draws.VALIDATION),
+            reduction="none",
+        )
         with torch.no_grad(), self.accelerator.autocast():
-            parts = [loss(self.average.model, x, cond=c, reduction="none", **how) for x, c in data.in_order()]
+            parts = [score(x, cond=cond) for x, cond in data.in_order()]
         return float(torch.cat(parts).mean())
 
 
@@ -360,130 +384,6 @@ class _Losses:
         self.show(loss=found[-1])
 
 
-class _Checkpoint:
-    """The file from which a training goes on.
-
-    It holds the average as its model, and beside it the last weights, what the optimiser, the schedule and the scaler
-    of gradients remember, the step, and fingerprints of all that decides the curve. Draws need no state.
-
-    Args:
-        file: as `fit` takes it.
-        run: the training.
-        optimiser: its optimiser.
-        schedule: its schedule.
-        about: settings that the training does not know.
-    """
-
-    def __init__(
-        self,
-        file: str | os.PathLike[str] | None,
-        run: _Run,
-        optimiser: Optimizer,
-        schedule: LRScheduler | None,
-        about: Mapping[str, object],
-    ):
-        if file is not None and not isinstance(file, (str, os.PathLike)):
-            raise TypeError(f"checkpoint must be the path of a file, and {file!r} is {type(file).__name__}.")
-        self.file = None if file is None else Path(file)
-        self.run, self.optimiser, self.schedule = run, optimiser, schedule
-        if self.file is not None:
-            self._try_to_write(self.file)
-            self.settings = {name: [words(v), fingerprint(v)] for name, v in {**self._settings(), **about}.items()}
-
-    def resume(self, steps: int) -> int:
-        """The steps that were taken before: everything is set to where it was then; 0 without a file."""
-        if self.file is None or not self.file.exists():
-            return 0
-        from sdegen.checkpoints import load, load_state
-
-        model, average = self.run.model, self.run.average.model
-        state = load_state(self.file)
-        if not isinstance(state.get("fit"), Mapping):
-            raise ValueError(f"checkpoint {str(self.file)!r} holds a model and no training: give another file.")
-        load(self.file, average.net, path=model.path, time=model.time)
-        self._compare(state["fit"]["settings"])
-        done: int = state["fit"]["step"]
-        if done > steps:
-            raise ValueError(f"checkpoint {str(self.file)!r} has taken {done} steps, more than steps={steps}.")
-        model.net.load_state_dict(state["weights"])
-        self.optimiser.load_state_dict(state["optimizer"])
-        for name, part in self._further().items():
-            part.load_state_dict(state[name])
-        if isinstance(self.schedule, _WarmCosine):
-            self.schedule.set_rates()
-        return done
-
-    def write(self, step: int) -> None:
-        """The file of this step in the place of the last; a warning where that is not possible, and the last stays."""
-        if self.file is None or not self.run.accelerator.is_main_process:
-            return
-        from sdegen.checkpoints import save
-
-        state = {name: part.state_dict() for name, part in self._further().items()}
-        state |= {"weights": self.run.model.net.state_dict(), "optimizer": self.optimiser.state_dict()}
-        about = {"step": step, "settings": self.settings}
-        try:
-            save(self.file, self.run.average.model, fit=about, **state)
-        except OSError as error:
-            warnings.warn(
-                f"The checkpoint of step {step} could not be written to {str(self.file)!r} ({error}); the training goes "
-                "on, and the last one is kept.",
-                UserWarning,
-                stacklevel=_checks.stacklevel_outside(),
-            )
-
-    def _further(self) -> dict[str, _Stateful]:
-        """What else has a state."""
-        parts = {"schedule": self.schedule, "scaler": self.run.accelerator.scaler}
-        return {name: part for name, part in parts.items() if part is not None}
-
-    def _settings(self) -> dict[str, object]:
-        """What decides the curve, by name; `steps` and the division of a batch are free."""
-        run, model = self.run, self.run.model
-        values = {n: v for n, v in vars(run.recipe).items() if n != "accumulate"}
-        kinds = {"optimizer": (type(self.optimiser), self.optimiser.defaults), "schedule": type(self.schedule)}
-        of_model = {"path": model.path, "predicts": model.predicts, "learns_variance": model.learns_variance}
-        precision = self.run.accelerator.mixed_precision
-        return {
-            **values, **kinds, **of_model,
-            "batch_size": run.batches.size, "data": run.batches.identity, "precision": precision,
-        }  # fmt: skip
-
-    def _compare(self, theirs: Mapping[str, tuple[str, str]]) -> None:
-        """A ValueError that names what differs."""
-        absent = ("absent", "")
-        pairs_of = {n: (theirs.get(n, absent), self.settings.get(n, absent)) for n in {**theirs, **self.settings}}
-        differ = [f"{n} ({difference(a[0], b[0])})" for n, (a, b) in pairs_of.items() if a[1] != b[1]]
-        if differ:
-            raise ValueError(
-                f"checkpoint {str(self.file)!r} belongs to another training, which differs in {', '.join(differ)}: "
-                "give another file, or the same arguments to go on with this one."
-            )
-
-    def _try_to_write(self, file: Path) -> None:
-        """An OSError, before hours are spent, where the file cannot be written."""
-        if file.is_dir():
-            raise ValueError(f"checkpoint must be a file, and {str(file)!r} is a folder.")
-        if not self.run.accelerator.is_main_process:
-            return
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=file.parent):
-                pass
-        except OSError as error:
-            raise type(error)(f"checkpoint {str(file)!r} cannot be written: {error}.") from error
-
-
-class _Stateful(Protocol):
-    """What remembers something."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """All of it."""
-
-    def load_state_dict(self, state_dict: dict[str, Any], /) -> object:
-        """Remember something else."""
-
-
 class _WarmCosine(LambdaLR):
     """The default schedule of `steps` steps: up along a line over the first w, then down to 0 along a cosine.
 
@@ -494,8 +394,9 @@ class _WarmCosine(LambdaLR):
         warm = max(1, min(1000, steps // 20))
         super().__init__(optimizer, lambda k: min(1, (k + 1) / warm) * 0.5 * (1 + math.cos(math.pi * k / steps)))
 
-    def set_rates(self) -> None:
-        """The rates of the step it is at, which another number of steps may have made others."""
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from there, at the rates of this number of steps."""
+        super().load_state_dict(state_dict)
         for group, factor, base in zip(self.optimizer.param_groups, self.lr_lambdas, self.base_lrs, strict=True):
             group["lr"] = base * factor(self.last_epoch)
 
@@ -517,8 +418,8 @@ def _optimisers(given: object, run: _Run, steps: int) -> tuple[Optimizer, LRSche
     others = sum(id(p) not in own for group in optimiser.param_groups for p in group["params"])
     if others:
         raise ValueError(
-            f"optimizer must hold parameters of the model, and {others} of its tensors are not among them: make it with "
-            "model.parameters(), of this very model."
+            f"optimizer must hold parameters of the model, and {others} of its tensors are not among them: make it "
+            "with model.parameters(), of this very model."
         )
     wrapped = run.accelerator.prepare_optimizer(optimiser, device_placement=False)
     return (optimiser if run.accelerator.scaler is None else wrapped), schedule

@@ -330,6 +330,11 @@ def images() -> None:
     model = sdegen.ScoreModel(UNet(width=8, classes=10), sdegen.VPSDE(), predicts="v")
     loss: Tensor = sdegen.loss(model, x, cond=cond)
     shared = sdegen.ScoreModel(scaled_mlp(), sdegen.VPSDE(), predicts="eps")
+    units = sdegen.Standardize.of(x)
+    own = sdegen.ScoreModel(UNet(width=8, classes=10), sdegen.VPSDE(), "v", standardize=units)
+    there: Tensor = sdegen.loss(own, units.inverse(x), cond=cond, mask=x > -1)
+    assert own.standardize is units
+    assert there.ndim == 0
     sdegen.sample(shared, (4, 2), sdegen.Ancestral(2), cond={"scales": sdegen.Shared(torch.ones(4))})
     logp = sdegen.log_prob(model, x[:1], sdegen.ODESolver("euler", steps=1), cond={"label": labels[:1]})
     bits: Tensor = bits_per_dim(logp, x.shape[1:])

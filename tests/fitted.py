@@ -25,14 +25,16 @@ class Dropped(nn.Module):
         return self.dropout(self.net(x, t) + torch.tanh(x)) + shift
 
 
-def model(path: sdegen.GaussianPath | None = None, predicts: str = "v", p: float = 0.0) -> sdegen.ScoreModel:
+def model(
+    path: sdegen.GaussianPath | None = None, predicts: str = "v", p: float = 0.0, **options: object
+) -> sdegen.ScoreModel:
     """A new one every time, with the same weights."""
     with torch.random.fork_rng([]):
         torch.manual_seed(3)
         net = Dropped(p)
         for parameter in net.parameters():
             nn.init.normal_(parameter, std=0.3)
-    return sdegen.ScoreModel(net, path or sdegen.VPSDE(), predicts)
+    return sdegen.ScoreModel(net, path or sdegen.VPSDE(), predicts, **options)
 
 
 def points(n: int = 50) -> Tensor:

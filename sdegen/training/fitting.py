@@ -245,7 +245,7 @@ class _Run:
         self.dtype = torch.promote_types(model.working_dtype(torch.get_default_dtype()), torch.float32)
         self.batches, self.validation = batches(self.dtype, self.draws)
         self.batches.check(recipe.accumulate * accelerator.num_processes)
-        if getattr(model, "standardize", None) is None:
+        if model.standardize is None:
             warn_of_scale(self.batches.some())
         model.train().zero_grad()
         self.average = _Average(model)
@@ -264,7 +264,7 @@ class _Run:
             recipe, model = self.recipe, self.model
             drawn = {n: getattr(recipe, n) for n in ("times", "weighting", "coupling", "seed")}
             data = {"batch_size": self.batches.size, **self.batches.identity}
-            asked = {"path": model.path, "predicts": model.predicts, "learns_variance": model.learns_variance}
+            asked = {n: getattr(model, n) for n in ("path", "predicts", "learns_variance", "standardize")}
             how = {"optimizer": (type(optimiser), optimiser.defaults), "schedule": type(schedule)}
             return {**settings, **drawn, **data, **asked, **how, "precision": self.accelerator.mixed_precision}
 
@@ -283,7 +283,8 @@ class _Run:
         if recipe.coupling is None:
             noise = noise[mine]
         else:
-            i, j = (rows[mine] for rows in pairs(recipe.coupling, self._standard(x), noise, g, cond))
+            seen = x if self.model.standardize is None else self.model.standardize(x)
+            i, j = (rows[mine] for rows in pairs(recipe.coupling, seen, noise, g, cond))
             x, noise, cond = x[i], noise[j], _checks.conditions_of_rows(cond, i, B)
         t, importance = t[mine], None if importance is None else importance[mine]
         self.draws.seed_torch(Draws.NETWORK + self.draws.process, step)
@@ -293,11 +294,6 @@ class _Run:
             of_rows = _checks.conditions_of_rows(cond, rows, share)
             weights = None if importance is None else importance[rows]
             yield (x[rows], noise[rows], of_rows, t[rows], weights), start + size == share
-
-    def _standard(self, x: Tensor) -> Tensor:
-        """Samples in the units of the network, where a coupling measures distances."""
-        standardize = getattr(self.model, "standardize", None)
-        return x if standardize is None else (x - standardize.mean) / standardize.std
 
     def descend(self, optimiser: Optimizer, schedule: LRScheduler | None, clip: float | None) -> float:
         """One step of the optimiser and of its schedule; the rate it was taken at."""

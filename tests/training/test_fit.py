@@ -22,12 +22,15 @@ OPTIONS = {
     "own times": {"times": lambda path, n, g, dtype, device: (torch.linspace(0.1, 0.9, n), torch.full((n,), 2.0))},
     "coupling": {"coupling": sdegen.OptimalTransport(replace=True)},
     "cond": {"cond": {"shift": 0.1 * torch.arange(50.0)[:, None]}},
+    "units": {},
+    "coupling and units": {"coupling": sdegen.OptimalTransport()},
     "coupling and cond": {"coupling": sdegen.OptimalTransport(), "cond": {"shift": 0.1 * torch.arange(50.0)[:, None]}},
 }
 
 
 def start(name):
-    return model(FLOW, "velocity") if "coupling" in name else model()
+    units = {"standardize": sdegen.Standardize([0.4, -0.3], [10.0, 0.1])} if "units" in name else {}
+    return model(FLOW, "velocity", **units) if "coupling" in name else model(**units)
 
 
 def fitted(m, x, steps=9, batch_size=16, **options):

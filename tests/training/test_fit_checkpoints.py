@@ -100,6 +100,18 @@ def test_the_file_holds_the_average_as_its_model(tmp_path):
     assert sdegen.load_state(tmp_path / "c")["fit"]["step"] == 12
 
 
+def test_units_are_kept_with_the_weights(tmp_path):
+    units = sdegen.Standardize([0.4, -0.3], [10.0, 0.1])
+    whole = run(model(standardize=units))
+    stopped(model(standardize=units), 9, checkpoint=tmp_path / "c")
+    averaged = run(model(standardize=units), checkpoint=tmp_path / "c")
+    assert torch.equal(of(averaged), of(whole))
+    loaded = sdegen.load(tmp_path / "c", model().net)
+    assert loaded.standardize.std.tolist() == averaged.standardize.std.tolist() == [10.0, 0.1]
+    with pytest.raises(ValueError, match=r"differs in standardize \(another Standardize\)"):
+        run(model(standardize=sdegen.Standardize([0.4, -0.3], [10.0, 0.2])), checkpoint=tmp_path / "c")
+
+
 def test_more_steps_go_on_with_a_constant_rate_as_if_asked_for_at_once(tmp_path):
     whole, first, again = model(p=0.4), model(p=0.4), model(p=0.4)
     expected = run(whole, optimizer=sgd(whole))
@@ -158,6 +170,9 @@ def test_a_file_of_another_network_or_path_or_of_no_training(tmp_path):
     other = sdegen.ScoreModel(sdegen.nets.MLP(2, 8, 1), sdegen.VPSDE(), "v")
     with pytest.raises(ValueError, match="holds the weights of another network: 'net"):
         run(other, checkpoint=tmp_path / "c")
+    units = sdegen.Standardize(0.0, 2.0)
+    with pytest.raises(ValueError, match=r"differs in standardize \(None there, Standardize here\)"):
+        run(model(standardize=units), checkpoint=tmp_path / "c")
     with pytest.raises(ValueError, match="was saved with another path than the one given"):
         run(model(sdegen.CosineVPSDE()), checkpoint=tmp_path / "c")
     with pytest.raises(ValueError, match=r"differs in predicts \('v' there, 'eps' here\)"):

@@ -218,6 +218,5 @@ def test_data_of_about_unit_scale_and_margins_of_pictures_are_fine():
         trained(3 * points(), 1)
         trained(0.3 * points(), 1)
         trained(points() * torch.tensor([1.0, 0.0]), 1)
-    m = model()
-    m.standardize = torch.nn.Identity()
-    trained(100 * points(), 1, m=m)
+    far = 100 * points()
+    trained(far, 1, m=model(standardize=sdegen.Standardize.of(far)))

@@ -142,6 +142,19 @@ def train(model: sdegen.ScoreModel, x: Tensor) -> None:
     optimiser.zero_grad()
     loss.backward()
     optimiser.step()
+    seen: list[tuple[int, float]] = []
+    averaged: sdegen.ScoreModel = sdegen.fit(
+        model,
+        x.numpy(),
+        steps=2,
+        batch_size=4,
+        optimizer=(optimiser, torch.optim.lr_scheduler.ConstantLR(optimiser)),
+        validation=(x, None),
+        progress=False,
+        log=lambda step, numbers: seen.append((step, numbers["loss"])),
+    )
+    assert not averaged.training
+    assert len(seen) == 1
 
 
 def sample(model: sdegen.ScoreModel) -> None:

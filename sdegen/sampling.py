@@ -106,10 +106,10 @@ def sample(
         NonFiniteError: a state became NaN or infinite.
     """
     check_model(model)
-    _check_solver(solver)
+    check_solver(solver)
     check_gradients(model, solver, differentiable, checkpoint_every)
     shape = _checks.batch_shape(shape)
-    dtype, device = _dtype_and_device(model, dtype, device)
+    dtype, device = dtype_and_device(model, dtype, device)
     _checks.generators(generator, shape[0], device)
     ends = interval(model, "data", u, solver.span)
     warn_of_tiny_alpha(model, *ends, fixed=solver.span is not None)
@@ -120,7 +120,7 @@ def sample(
                 f"Starting at u = {ends[0]:g} from N(0, sigma^2) assumes that the data no longer show there, and "
                 f"alpha/sigma is {(1 - ends[0]) / ends[0]:.3g}: give x_T, draws of x_t at that clock.",
                 UserWarning,
-                stacklevel=2,
+                stacklevel=_checks.stacklevel_outside(),
             )
     else:
         start = _checks.batch("x_T", x_T).to(device, dtype)
@@ -284,7 +284,7 @@ def solve(
     """
     check_model(model)
     x = _checks.batch("x", x)
-    _check_solver(solver)
+    check_solver(solver)
     check_gradients(model, solver, differentiable, checkpoint_every)
     _checks.choice("end", to, ("data", "noise"))
     check_callback(callback, solver, checkpoint_every)
@@ -336,7 +336,8 @@ def checked_result(result: object, solver: Solver) -> Result:
     return result
 
 
-def _check_solver(solver: object) -> None:
+def check_solver(solver: object) -> None:
+    """A TypeError unless it is one."""
     if not isinstance(solver, Solver):
         raise TypeError(f"solver must be a Solver, such as Adams(20) or SDESolver('euler', 500), and it is {solver!r}.")
 
@@ -410,15 +411,19 @@ def _empty(problem: Problem) -> Result:
     return Result(y, u, [y, y] if problem.trajectory else [])
 
 
-def _dtype_and_device(
+def dtype_and_device(
     model: Model, dtype: torch.dtype | None, device: torch.device | str | None
 ) -> tuple[torch.dtype, torch.device]:
     """What was asked for, else what the model's parameters have, else the defaults."""
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise TypeError(f"dtype must be a floating torch dtype, and it is {dtype!r}.")
     first = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    return dtype or first.dtype, first.device if device is None else torch_device(device)
+
+
+def torch_device(device: torch.device | str) -> torch.device:
+    """The device of this name."""
     try:
-        device = first.device if device is None else torch.device(device)
+        return torch.device(device)
     except RuntimeError as error:
         raise ValueError(f"device must name a torch device such as 'cpu' or 'cuda', and it is {device!r}.") from error
-    return dtype or first.dtype, device

@@ -18,7 +18,6 @@ ROOT = Path(__file__).parent.parent
 LAYERS = [  # a file imports only from rows above its own
     {"_version", "_shapes", "_fingerprint", "_derivatives"},
     {"_checks"},
-    {"journal"},
     {"paths", "models", "training", "likelihoods"},
     {"paths.priors", "paths.consistency", "paths.inverse", "models.preconditioned", "nets"},
     {"paths.gaussian"},
@@ -31,6 +30,7 @@ LAYERS = [  # a file imports only from rows above its own
     {"_arguments"},
     {"solvers.noise", "solvers.divergence", "solvers.grids"},
     {"solvers.base"},
+    {"journal"},
     {"solvers.brownian", "solvers.persample", "solvers.loop", "solvers.engines"},
     {"solvers.ancestral", "solvers.scheme"},
     {"solvers.polynomials"},
@@ -49,6 +49,7 @@ LAYERS = [  # a file imports only from rows above its own
     {"solvers"},
     {"callbacks"},
     {"sampling"},
+    {"bulk"},
     {"reflow", "comparison", "likelihoods.gradients", "likelihoods.decoders", "likelihoods.gap"},
     {"tuning", "plot"},
     {"likelihoods.density", "likelihoods.chain"},

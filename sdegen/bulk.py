@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from operator import index
+from typing import SupportsIndex
 
 import torch
 from torch import Tensor
@@ -43,7 +45,7 @@ class Samples:
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __getitem__(self, which: int | slice | Sequence[int]) -> Tensor:
+    def __getitem__(self, which: SupportsIndex | slice | Sequence[int]) -> Tensor:
         """Sample i, (*event), or several, (k, *event), as a tensor of its own."""
         if isinstance(which, slice):
             which = range(len(self))[which]
@@ -89,10 +91,10 @@ class Samples:
         files = (self._journal.file(c) for c in range(len(self._chunks)))
         return [str(file) for file in files if file.exists()]
 
-    def _one(self, i: int) -> Tensor:
-        if isinstance(i, bool) or not hasattr(i, "__index__"):
+    def _one(self, i: object) -> Tensor:
+        if isinstance(i, bool) or not isinstance(i, SupportsIndex):
             raise TypeError(f"A sample has an integer number, and {i!r} is {type(i).__name__}.")
-        number = i.__index__()
+        number = index(i)
         if not -len(self) <= number < len(self):
             raise IndexError(f"There is no sample {number} among {len(self)}.")
         chunk, row = divmod(number % len(self), self._chunks.size)

@@ -110,7 +110,7 @@ def test_a_damaged_chunk_is_drawn_again_and_nothing_else(tmp_path):
     data[len(data) // 2] ^= 1
     files[1].write_bytes(data)
     assert not found.complete
-    with pytest.raises(ValueError, match="Samples 4 to 7 are not in .* or their file is damaged"):
+    with pytest.raises(ValueError, match=r"Samples 4 to 7 are not in .* or their file is damaged"):
         found.tensor()
     before = [file.stat().st_mtime_ns for file in files]
     assert torch.equal(drawn(tmp_path, model).tensor(), whole)
@@ -144,7 +144,9 @@ REFUSALS = {
     r"u = \(2.0, 0.0\) leaves the path": {"u": (2.0, 0.0)},
     "dtype must be a floating torch dtype": {"dtype": torch.int64},
     "device must name a torch device": {"device": "nowhere"},
-    "Adaptive steps are shared by the batch .* one generator per sample needs fixed steps": {"solver": sdegen.SDESolver(adaptive=True)},
+    "Adaptive steps are shared by the batch .* one generator per sample needs fixed steps": {
+        "solver": sdegen.SDESolver(adaptive=True)
+    },
     r"cond\['names'\] is a list, and the batch is cut into rows": {"cond": {"names": ["a"] * 11}},
 }
 
@@ -170,7 +172,9 @@ def test_another_computation_a_waiting_network_and_a_bad_number(tmp_path):
         """By its name alone."""
 
     waiting = sdegen.ScoreModel(DistributedDataParallel(), sdegen.VPSDE(), "v")
-    with pytest.raises(ValueError, match=r"The network is a DistributedDataParallel, whose processes wait .* pass model\.module"):
+    with pytest.raises(
+        ValueError, match=r"The network is a DistributedDataParallel, whose processes wait .* pass model\.module"
+    ):
         drawn(tmp_path / "new", waiting, shard=(0, 2))
     with pytest.raises(TypeError, match="directory must be a path, and 3 is int"):
         drawn(3)
@@ -197,5 +201,5 @@ def test_seeds_are_numbered_and_refused_by_name():
             sdegen.seeds(*wrong)
     with pytest.raises(TypeError, match=r"n must be an integer, and 2\.5 is float"):
         sdegen.seeds(2.5)
-    with pytest.raises(ValueError, match="device must name a torch device such as .* and it is 'nowhere'"):
+    with pytest.raises(ValueError, match=r"device must name a torch device such as .* and it is 'nowhere'"):
         sdegen.seeds(2, device="nowhere")

@@ -147,7 +147,7 @@ def log_likelihood(
             network calls on a few rows.
         second_solve: whether a solver without an error estimate of its own solves once more, at ten times the tolerance
             or with half the steps, for the difference.
-        batch_size: rows of x in one network call; all of them by default.
+        batch_size: rows of x in one network call; all of them by default. On the draws of probes it acts as in `vlb`.
         progress: whether to show a bar (needs tqdm).
 
     Returns:

@@ -6,6 +6,7 @@ Three nouns, path, model and solver, and three verbs, loss, sample and log_prob;
 from sdegen._checks import AccuracyWarning, NonFiniteError, Shared
 from sdegen._version import __version__
 from sdegen.bulk import Samples, sample_many, seeds
+from sdegen.checkpoints import load, load_state, save
 from sdegen.comparison import Comparison, compare, energy_distance
 from sdegen.likelihoods.chain import optimal_variance
 from sdegen.likelihoods.continuous import continuous_vlb
@@ -64,6 +65,7 @@ from sdegen.solvers import (
     march,
 )
 from sdegen.training.couplings import Independent, OptimalTransport
+from sdegen.training.fitting import fit
 from sdegen.training.hybrid import hybrid_loss
 from sdegen.training.losses import EDMWeighting, LikelihoodWeighting, MinSNR, loss
 from sdegen.training.times import (
@@ -88,7 +90,8 @@ __all__ += ["Churn", "Langevin", "Renoised", "Restart"]
 __all__ += ["Ask", "Multistep", "OneStep", "Problem", "Result", "Row", "Solver", "Stage", "march"]
 __all__ += ["Grid", "KarrasGrid", "Layout", "PowerGrid", "StretchedGrid"]
 # Verbs: train, move, score
-__all__ += ["hybrid_loss", "loss"]
+__all__ += ["fit", "hybrid_loss", "loss"]
+__all__ += ["load", "load_state", "save"]
 __all__ += ["decode", "encode", "rectify", "sample", "sample_many", "solve", "straightness"]
 __all__ += ["compare", "energy_distance", "tune"]
 __all__ += ["continuous_vlb", "discrete_log_prob", "entropy_form", "evaluate", "importance", "iwae"]

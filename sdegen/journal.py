@@ -20,12 +20,8 @@ import io
 import json
 import os
 import re
-import secrets
-import tempfile
-import time
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from sdegen import _checks
+from sdegen._files import prepare_folder, write_whole
 from sdegen._fingerprint import fingerprint
 from sdegen.solvers.base import bar
 
@@ -42,8 +39,6 @@ MANIFEST = "manifest.json"
 DIGITS = 64
 COLLECTIVE = ("DistributedDataParallel", "FullyShardedDataParallel")
 """Networks whose processes wait for each other in every call."""
-STALE_AFTER = 3600.0
-"""Seconds after which an unfinished file can only be a dead process's: writing one takes a moment."""
 
 
 @dataclass(frozen=True)
@@ -173,18 +168,12 @@ class Journal:
 
     def prepare(self) -> None:
         """Make the directory and try to write to it, before hours are spent; clear away what dead processes left."""
-        self.directory.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=self.directory):
-            pass
-        for file in self.directory.glob(".*.unfinished"):
-            with suppress(FileNotFoundError):  # another process was here first, or has just finished it
-                if time.time() - file.stat().st_mtime > STALE_AFTER:
-                    file.unlink()
+        prepare_folder(self.directory)
 
     def write(self, chunk: int, values: Mapping[str, Tensor]) -> None:
         """Write the tensors of a chunk, after the manifest if that is not there yet."""
         if not self._compare():  # another computation may have begun here meanwhile
-            _write(self.directory / MANIFEST, json.dumps(self.manifest, indent=2, sort_keys=True).encode())
+            write_whole(self.directory / MANIFEST, json.dumps(self.manifest, indent=2, sort_keys=True).encode())
         held = io.BytesIO()
         with zipfile.ZipFile(held, "w") as file:
             for name, value in values.items():
@@ -192,7 +181,7 @@ class Journal:
                     np.lib.format.write_array(entry, value.detach().cpu().numpy(), allow_pickle=False)
             file.comment = bytes(DIGITS)  # the last bytes of the file
         body = held.getvalue()[:-DIGITS]
-        _write(self.file(chunk), body + self._digest(chunk, body))
+        write_whole(self.file(chunk), body + self._digest(chunk, body))
 
     def file(self, chunk: int) -> Path:
         """Where a chunk is kept."""
@@ -262,23 +251,3 @@ def _words(value: object) -> str:
 
 def _difference(there: str, here: str) -> str:
     return f"{there} there, {here} here" if there != here else f"another {here}"
-
-
-def _write(file: Path, data: bytes) -> None:
-    """The whole file or nothing, whenever the process or the machine stops."""
-    unfinished = file.with_name(f".{file.name}.{secrets.token_hex(8)}.unfinished")
-    try:
-        with open(unfinished, "xb") as out:
-            out.write(data)
-            out.flush()
-            os.fsync(out.fileno())
-        os.replace(unfinished, file)
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
-        raise
-    if os.name == "posix":  # the new name itself: elsewhere a directory cannot be opened
-        folder = os.open(file.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)

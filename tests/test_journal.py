@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from sdegen import journal
+from sdegen import _files, journal
 from sdegen.journal import Chunks, Journal, checked_shard, sample_generators
 
 ABOUT = {"seed": 1, "data": torch.arange(6.0), "solver": None}
@@ -100,7 +100,7 @@ def test_a_process_that_dies_at_any_step_of_a_write_leaves_the_old_or_the_new_fi
         patch.setattr(journal.Path, "unlink", lambda self, missing_ok=False: None)  # a dead process clears nothing
         patch.setattr(os, "fsync", dying(os.fsync))
         patch.setattr(os, "replace", dying(os.replace))
-        patch.setattr(journal, "open", dying(open), raising=False)
+        patch.setattr(_files, "open", dying(open), raising=False)
         with pytest.raises(Died):
             kept.write(0, VALUES)
     names = {file.name for file in tmp_path.iterdir() if not file.name.endswith(".unfinished")}
@@ -131,7 +131,7 @@ def test_unfinished_files_are_cleared_once_they_are_old(tmp_path):
     young, old, foreign = (tmp_path / n for n in (".chunk-1.npz.aa.unfinished", ".chunk-2.npz.bb.unfinished", "mine"))
     for file in (young, old, foreign):
         file.write_bytes(b"half")
-        os.utime(file, (0, time.time() - (10 if file is young else 2 * journal.STALE_AFTER)))
+        os.utime(file, (0, time.time() - (10 if file is young else 2 * _files.STALE_AFTER)))
     Journal(tmp_path, ABOUT).prepare()
     assert young.exists()
     assert foreign.exists()

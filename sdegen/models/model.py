@@ -5,15 +5,18 @@ Its answer to every question is the one conversion (*) of base.py, with a single
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from sdegen import _checks
+from sdegen._checks import stacklevel_outside
 from sdegen._derivatives import following
 from sdegen._shapes import batch_of_times
 from sdegen.models.base import PREDICTIONS, Cond, Model, Query, combined, prediction_row
+from sdegen.models.identity import as_tensor, differences, from_tensor, identity
 from sdegen.models.wrapped import OnPath
 from sdegen.paths.gaussian import GaussianPath
 
@@ -70,6 +73,34 @@ class ScoreModel(Model):
     def extra_repr(self) -> str:
         """The path and the prediction, for printing."""
         return f"path={self.path!r}, predicts={self.predicts!r}"
+
+    def get_extra_state(self) -> Tensor:
+        """What the weights answer, for `state_dict`: the prediction and the path, as JSON in bytes, uint8 (n,)."""
+        return as_tensor(identity(self.path, self.predicts, self.learns_variance, self.time))
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """A ValueError, before any weight is loaded, if the state is that of a model which answers otherwise."""
+        here = identity(self.path, self.predicts, self.learns_variance, self.time)
+        differ = [] if state.is_meta else differences(from_tensor(state), here)
+        if differ:
+            raise ValueError(
+                f"These are the weights of another model, which differs in {'; '.join(differ)}. Give ScoreModel the "
+                "same arguments; to start from these weights all the same, load those of the network into model.net."
+            )
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, object], prefix: str, local_metadata: object, strict: bool, *lists: list[str]
+    ) -> None:
+        """Loads, after a warning, what was saved before a state said what it is, too."""
+        key = f"{prefix}_extra_state"
+        if strict and key not in state_dict:
+            warnings.warn(
+                f"This state has no {key!r}, so that nobody can tell whether its weights predict {self.predicts!r} on "
+                f"{self.path!r}: they are loaded as if they did.",
+                stacklevel=stacklevel_outside(),
+            )
+            state_dict[key] = self.get_extra_state()
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *lists)
 
     def forward(self, x_t: Tensor, t: float | Tensor, cond: Cond = None) -> Tensor:
         """The network's own output at `x_t` (B, *event) and times `t`, a scalar or (B,), in the dtype of `x_t`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from cases import PATHS, network, same
-from pretend import DEVICE, PretendDevice, put
+from pretend import DEVICE, PretendDevice, growth, put
 
 import sdegen
 

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -364,6 +365,18 @@ def quantised(model: sdegen.ScoreModel) -> None:
     assert decoder.levels == 8
 
 
+def kept(model: sdegen.ScoreModel) -> None:
+    """A checkpoint: the model, the state of its training, and both again."""
+    optimizer = torch.optim.Adam(model.parameters())
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "checkpoint.safetensors"
+        sdegen.save(file, model, optimizer=optimizer.state_dict(), step=3)
+        again: sdegen.ScoreModel = sdegen.load(file, MLP(2, hidden=8, depth=1))
+        state: dict[str, object] = sdegen.load_state(str(file))
+    assert again.predicts == model.predicts
+    assert state["step"] == 3
+
+
 def scaled_mlp() -> Callable[..., Tensor]:
     """A network with a condition that is one for all samples."""
     net = MLP(2, hidden=8, depth=1)
@@ -391,6 +404,7 @@ def main() -> None:
     flow(x)
     images()
     quantised(model)
+    kept(model)
     assert len(steered(model)) == 4
     with tempfile.TemporaryDirectory() as directory:
         many(model, directory)

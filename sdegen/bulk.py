@@ -35,6 +35,14 @@ class Samples:
     Attributes:
         shape: (n, *event).
         dtype: of the samples.
+
+    Examples:
+        >>> import sdegen, tempfile
+        >>> model = sdegen.Gaussian([0.0, 1.0], 0.5).model(sdegen.CondOT())
+        >>> with tempfile.TemporaryDirectory() as directory:
+        ...     samples = sdegen.sample_many(model, (10, 2), sdegen.Adams(10), directory=directory, batch_size=4)
+        ...     print(samples[7].shape, samples[:3].shape, samples.tensor().shape, len(samples.paths))
+        torch.Size([2]) torch.Size([3, 2]) torch.Size([10, 2]) 3
     """
 
     def __init__(self, journal: Journal, chunks: Chunks, shape: tuple[int, ...], dtype: torch.dtype):
@@ -170,7 +178,7 @@ def sample_many(
         OSError: a directory that cannot be written to, a full disk.
 
     Examples:
-        >>> import tempfile
+        >>> import sdegen, tempfile
         >>> model = sdegen.Gaussian([0.0, 1.0], 0.5).model(sdegen.VPSDE())
         >>> with tempfile.TemporaryDirectory() as directory:
         ...     samples = sdegen.sample_many(model, (1000, 2), sdegen.Adams(10), directory=directory, batch_size=256)
@@ -219,6 +227,7 @@ def seeds(n: int, seed: int = 0, *, device: torch.device | str | None = None) ->
         ValueError: a negative number, or a device that is none.
 
     Examples:
+        >>> import sdegen, torch
         >>> model = sdegen.Gaussian([0.0, 1.0], 0.5).model(sdegen.VPSDE())
         >>> three = sdegen.sample(model, (3, 2), sdegen.Adams(10), generator=sdegen.seeds(3))
         >>> nine = sdegen.sample(model, (9, 2), sdegen.Adams(10), generator=sdegen.seeds(9))

@@ -23,6 +23,7 @@ from sdegen.models.guidance import ClassifierFree, Clipped, Guided
 from sdegen.models.model import ScoreModel
 from sdegen.models.observed import Observed
 from sdegen.models.preconditioned import Preconditioned
+from sdegen.models.standardised import Standardize
 from sdegen.models.wrapped import Wrapped
 from sdegen.paths.chain import DDPM
 from sdegen.paths.diffusions import EDM, VESDE, VPSDE, CosineVPSDE, SubVPSDE
@@ -97,7 +98,7 @@ __all__ += ["compare", "energy_distance", "tune"]
 __all__ += ["continuous_vlb", "discrete_log_prob", "entropy_form", "evaluate", "importance", "iwae"]
 __all__ += ["log_likelihood", "log_prob", "optimal_variance", "vlb"]
 # Values: given to verbs, returned and raised by them
-__all__ += ["Discretized", "Exact", "Hutchinson", "Quantized", "Shared", "Slopes"]
+__all__ += ["Discretized", "Exact", "Hutchinson", "Quantized", "Shared", "Slopes", "Standardize"]
 __all__ += ["ChainTimes", "ClockTimes", "LikelihoodTimes", "LogNormalTimes", "LowDiscrepancyTimes", "UniformTimes"]
 __all__ += ["EDMWeighting", "Independent", "LikelihoodWeighting", "MinSNR", "OptimalTransport"]
 __all__ += ["IWAE", "VLB", "AccuracyWarning", "Comparison", "DiscreteLogProb", "EntropyForm", "Estimate"]

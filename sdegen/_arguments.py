@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from sdegen import _checks
 from sdegen._checks import AccuracyWarning
 from sdegen.models.base import SHORT_OF_AN_END, Model
+from sdegen.models.standardised import Standardize
 
 
 def check_model(model: object) -> None:
@@ -79,9 +80,28 @@ def warn_of_tiny_alpha(model: Model, u_from: float, u_to: float, fixed: bool = F
 
 
 def straight(model: Model, x: Tensor, u: float, differentiable: bool = False) -> Tensor:
-    """y = x/r at the clock `u`, in at least float32: half precision would round the clock's steps away."""
+    """y = x/r at the clock `u`, in at least float32: half precision would round the clock's steps away.
+
+    Data, at the data end of the path, pass to the network's units first.
+    """
     x = x if differentiable else x.detach()
-    return x.to(torch.promote_types(x.dtype, torch.float32)).clone() / scale_at(model, u)
+    x = x.to(torch.promote_types(x.dtype, torch.float32)).clone()
+    if model.standardize is not None:
+        model.standardize.check(x)
+    units = units_at(model, u)
+    return (x if units is None else units(x)) / scale_at(model, u)
+
+
+def state(model: Model, y: Tensor, u: float) -> Tensor:
+    """x = r y at the clock `u`: at the data end of the path, data in their own units."""
+    x, units = scale_at(model, u) * y, units_at(model, u)
+    return x if units is None else units.inverse(x)
+
+
+def units_at(model: Model, u: float) -> Standardize | None:
+    """The units of the data where they are not the network's and the clock is at the data end; None elsewhere."""
+    units = model.standardize
+    return None if units is None or u > model.path.ends[0] + ROUNDING else units
 
 
 def scale_at(model: Model, u: float) -> float:

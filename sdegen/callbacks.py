@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sdegen import _checks
-from sdegen._arguments import scale_at
+from sdegen._arguments import state
 from sdegen.models.base import Model
 from sdegen.models.watched import Watched
 from sdegen.solvers.base import Solver
@@ -33,7 +33,9 @@ class Told:
         """After step k, which arrived at the clock u in the state y."""
         self._steps += 1
         y = y.detach()
-        self._callback(k, u, (scale_at(self.model, u) * y).to(self._dtype), self.model.x_hat(y).to(self._dtype))
+        x_hat, units = self.model.x_hat(y), self.model.standardize
+        x_hat = x_hat if units is None else units.inverse(x_hat)
+        self._callback(k, u, state(self.model, y, u).to(self._dtype), x_hat.to(self._dtype))
 
     def check(self) -> None:
         """A warning if the solver never called it."""

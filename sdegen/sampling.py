@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sdegen import _checks
-from sdegen._arguments import check_model, interval, scale_at, solving, straight, warn_of_tiny_alpha
+from sdegen._arguments import check_model, interval, solving, state, straight, warn_of_tiny_alpha
 from sdegen._shapes import Generators
 from sdegen.callbacks import Callback, Told, check_callback
 from sdegen.models.base import Cond, Model
@@ -36,7 +36,7 @@ class Solution:
 
     Attributes:
         x: the end point, (B, *event).
-        trajectory: every step's state, (n + 1, B, *event), or None unless asked for.
+        trajectory: every step's state, (n + 1, B, *event), in the network's units, or None unless asked for.
         t: the n + 1 knots in the path's time, float64 on the CPU.
         u: the same on the straight clock.
         calls: network calls.
@@ -433,7 +433,7 @@ def _solution(model: Model, result: Result, dtype: torch.dtype) -> Solution:
     if result.states:
         scale = model.path.scale(u).tolist()
         trajectory = torch.stack([(r * y).to(dtype) for r, y in zip(scale, result.states, strict=True)])
-    x = (scale_at(model, result.u[-1]) * result.y).to(dtype)
+    x = state(model, result.y, result.u[-1]).to(dtype)
     cost = (result.calls, result.accepted, result.rejected, result.error)
     return Solution(x, trajectory, t, u, *cost, y=result.y, sample_calls=result.sample_calls)
 

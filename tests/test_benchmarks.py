@@ -95,3 +95,10 @@ def test_a_trained_network_is_measured_against_its_own_fine_solution(bench):
     assert others == []
     assert mine[1].error < 1e-4
     assert mine[0].error > 6 * mine[1].error  # order 4 would be 16
+
+
+def test_what_a_step_of_fit_costs_is_measured(bench, capsys):
+    pytest.importorskip("accelerate")
+    torch.set_default_dtype(torch.float32)
+    bench("fitting").main(["--steps", "50", "--rounds", "1"])
+    assert "| fit | " in capsys.readouterr().out

@@ -17,15 +17,15 @@ from sdegen.solvers import ODE_METHODS, SCHEMES, SDE_METHODS
 ROOT = Path(__file__).parent.parent
 LAYERS = [  # a file imports only from rows above its own
     {"_version", "_shapes", "_fingerprint", "_derivatives", "_files"},
-    {"_checks"},
+    {"_checks", "_container"},
     {"paths", "models", "training", "likelihoods"},
-    {"paths.priors", "paths.consistency", "paths.inverse", "models.preconditioned", "nets"},
+    {"paths.priors", "paths.consistency", "paths.inverse", "models.preconditioned", "models.standardised", "nets"},
     {"paths.gaussian"},
     {"paths.diffusions", "paths.flows"},
     {"paths.chain"},
     {"models.base", "models.conditions", "models.identity"},
     {"models.products", "models.wrapped"},
-    {"models.exact", "models.model", "models.guidance", "models.watched"},
+    {"models.exact", "models.model", "models.guidance", "models.watched", "models.masked"},
     {"models.observed", "checkpoints"},
     {"_arguments"},
     {"solvers.noise", "solvers.divergence", "solvers.grids"},

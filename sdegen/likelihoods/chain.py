@@ -342,6 +342,7 @@ def check_data(model: Model, x: Tensor, generator: Generators) -> None:
     """Every check of model, data and generators that needs no network; an accelerator's values are not waited for."""
     check_model(model)
     model.needs_score("A variational bound")
+    model.needs_own_units("A variational bound")
     _checks.batch("x", x, finite=isinstance(x, Tensor) and x.device.type == "cpu")
     _checks.generators(generator, len(x), x.device)
 

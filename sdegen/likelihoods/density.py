@@ -16,7 +16,7 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import ClassVar, Protocol, cast
@@ -25,13 +25,24 @@ import torch
 from torch import Tensor
 
 from sdegen import _checks
-from sdegen._arguments import batch_parts, check_model, interval, scale_at, solving, straight, warn_of_tiny_alpha
+from sdegen._arguments import (
+    batch_parts,
+    check_model,
+    interval,
+    scale_at,
+    solving,
+    straight,
+    units_at,
+    warn_of_tiny_alpha,
+)
 from sdegen._checks import NonFiniteError
 from sdegen._derivatives import uncompiled
 from sdegen._shapes import Generators, event_size, generator_of_rows
 from sdegen.likelihoods.gap import prior_gap
 from sdegen.likelihoods.gradients import products_at_once
 from sdegen.models.base import Cond, Model
+from sdegen.models.masked import MASK, Masked, checked_mask, count, log_normal_at_zero
+from sdegen.paths.priors import Normal
 from sdegen.sampling import check_gradients, checked_result, ode_solver
 from sdegen.solvers import AdamsUntil, Exact, Hutchinson, ODESolver
 from sdegen.solvers.base import Problem, Result, Solver
@@ -117,6 +128,7 @@ def log_likelihood(
     second_solve: bool = False,
     batch_size: int | None = None,
     progress: bool = False,
+    mask: Tensor | None = None,
 ) -> LogLikelihood:
     """Log-density of data under the model's ODE, in nats, with error bars.
 
@@ -149,6 +161,9 @@ def log_likelihood(
             or with half the steps, for the difference.
         batch_size: rows of x in one network call; all of them by default. On the draws of probes it acts as in `vlb`.
         progress: whether to show a bar (needs tqdm).
+        mask: True where a value is there and False where it pads, bools that broadcast against x: the log-density is
+            that of the values that are there, as a law on so many dimensions, and the network sees 0 in the padding.
+            What it needs to know of the mask it receives by `cond`. The latent's padding is 0.
 
     Returns:
         the log-densities with their errors.
@@ -168,7 +183,8 @@ def log_likelihood(
     check_gradients(model, solver, differentiable, checkpoint_every)
     cond = _checks.conditions(cond)
     _checks.generators(generator, len(x), x.device)
-    trace, data = _checked_trace(trace, event_size(x.shape)), _checked_data(data, x)
+    model, x, cond = _masked(model, x, cond, mask, prior, data)
+    trace, data = _checked_trace(trace, event_size(x.shape)), _checked_data(data, x, model)
     knows = solver.knows_its_error and model.path.source is None
     coarser = _coarser(solver) if second_solve and not knows else None
     fresh = solver.takes_fresh_probes and coarser is None
@@ -215,6 +231,7 @@ def log_prob(
     check: bool = True,
     batch_size: int | None = None,
     progress: bool = False,
+    mask: Tensor | None = None,
 ) -> Tensor:
     """Log-density of data under the model's ODE, in nats, (B,): `log_likelihood` without its errors.
 
@@ -230,6 +247,7 @@ def log_prob(
         check: as in `log_likelihood`.
         batch_size: as in `log_likelihood`.
         progress: as in `log_likelihood`.
+        mask: as in `log_likelihood`.
 
     Returns:
         the log-density, (B,), without a gradient.
@@ -251,6 +269,7 @@ def log_prob(
         check=check,
         batch_size=batch_size,
         progress=progress,
+        mask=mask,
     ).log_prob
 
 
@@ -264,16 +283,20 @@ class _End:
 
     def score(self, result: Result, problem: Problem) -> LogLikelihood:
         """The log-densities of one solve."""
-        model, d = problem.model, event_size(problem.y.shape)
+        model, d, mask = problem.model, event_size(problem.y.shape), cast("Tensor | None", problem.cond.get(MASK))
         low, high = (scale_at(model, end) for end in (problem.u_from, problem.u_to))
         z, divergence = high * result.y, cast(Tensor, result.divergence).reshape(len(result.y), -1)
         at_noise = self._at_noise(z)
-        scale = d * math.log(high / low)
+        there = at_noise.new_full((), d) if mask is None else count(mask).to(at_noise)
+        if isinstance(self.prior, Normal):
+            at_noise = at_noise - (d - there) * log_normal_at_zero(self.prior.std)
+        units = units_at(model, problem.u_from)
+        scale = there * math.log(high / low) - (0.0 if units is None else units.log_volume(z, mask))
         logp = at_noise + divergence.mean(1) + scale
         _refuse_non_finite(logp, self.own or model.path.source is not None, problem.u_to)
         error = result.divergence_error if model.path.source is None else None  # with a source nobody knows the score
         if error is not None:
-            size = (at_noise.abs() + divergence.abs().mean(1) + abs(scale)).detach()
+            size = (at_noise.abs() + divergence.abs().mean(1) + scale.abs()).detach()
             error = error.detach() + ROUNDING * torch.finfo(logp.dtype).eps * size
         cost = (result.calls, result.accepted, result.rejected)
         gap = self._gap(z.detach(), at_noise.detach(), problem.u_to, high, model.path.source is not None)
@@ -365,8 +388,24 @@ def _checked_trace(trace: str | Trace, d: int) -> Trace:
     return Hutchinson(4 if d <= FEW_PROBES_FROM else 2)
 
 
-def _checked_data(data: Tensor | None, x: Tensor) -> Tensor | None:
-    """Draws of the data, with the event of `x`."""
+def _masked(
+    model: Model, x: Tensor, cond: Mapping[str, object], mask: Tensor | None, prior: Density | None, data: Tensor | None
+) -> tuple[Model, Tensor, Mapping[str, object]]:
+    """The model of the values that are there, the data without their padding, and the mask among the conditions."""
+    if mask is None:
+        return model, x, cond
+    if prior is not None or data is not None or model.path.source is not None:
+        raise ValueError(
+            "A mask leaves every sample a dimension of its own, and only the path's own N(0, sigma^2) has a density on "
+            "all of them: give neither prior nor data, on a path without a source of its own."
+        )
+    there = checked_mask(mask, x)
+    padding = torch.zeros_like(x) if model.standardize is None else model.standardize.inverse(torch.zeros_like(x))
+    return Masked(model), torch.where(there, x, padding), {**cond, MASK: there}
+
+
+def _checked_data(data: Tensor | None, x: Tensor, model: Model) -> Tensor | None:
+    """Draws of the data, with the event of `x`, in the network's units."""
     if data is None:
         return None
     _checks.batch("data", data)
@@ -374,7 +413,7 @@ def _checked_data(data: Tensor | None, x: Tensor) -> Tensor | None:
         raise ValueError(
             f"data must be two draws or more with the event of x, {tuple(x.shape[1:])}, and has {tuple(data.shape)}."
         )
-    return data
+    return data if model.standardize is None else model.standardize(data)
 
 
 def _checked_prior(prior: Density | None, model: Model, u: float) -> Density:

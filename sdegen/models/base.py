@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from sdegen import _checks
 from sdegen._derivatives import outside_inference
 from sdegen._shapes import batch_of_times, like
+from sdegen.models.standardised import Standardize
 from sdegen.paths.gaussian import GaussianPath
 
 Cond = Mapping[str, object] | None
@@ -154,6 +155,11 @@ class Model(nn.Module, ABC):
     clips: bool = False
 
     @property
+    def standardize(self) -> Standardize | None:
+        """The units of the data, where they are not the network's own; None where both are one."""
+        return None
+
+    @property
     @abstractmethod
     def clocks(self) -> tuple[float, float]:
         """(lowest, highest) u at which the model can be asked."""
@@ -231,6 +237,14 @@ class Model(nn.Module, ABC):
             raise ValueError(
                 f"The model answers between the clocks u = {low} and {high}, and {self.path!r} is to be followed from "
                 f"u = {u_from} to {u_to}; u=({ends[0]}, {ends[1]}) stays inside."
+            )
+
+    def needs_own_units(self, what: str) -> None:
+        """A ValueError if the data have other units than the network."""
+        if self.standardize is not None:
+            raise ValueError(
+                f"{what} works in the network's units, and this model has {self.standardize!r}: leave standardize out "
+                "of the ScoreModel, and hand over data that are standardised already."
             )
 
     def needs_score(self, what: str) -> None:

@@ -128,6 +128,7 @@ class Guided(Steered):
     def __init__(self, model: Model, log_weight: Callable[..., Tensor], scale: Scale = 1.0, *, of: str = "x_t"):
         super().__init__(model)
         model.needs_score("Guidance by a gradient")
+        model.needs_own_units("Guidance by a gradient")
         self.log_weight, self.scale = _checked_function(log_weight), _checked_scale(scale)
         self.of = _checks.choice("of", of, ("x_t", "data"))
 
@@ -172,6 +173,7 @@ class Clipped(Wrapped):
 
     def __init__(self, model: Model, low: float, high: float, *, quantile: float | None = None, most: float = math.inf):
         super().__init__(model)
+        model.needs_own_units("Clipping")
         self.low, self.high = _checks.real("low", low), _checks.real("high", high)
         self.quantile, self.most = _checked_thresholds(low, high, quantile, most)
         self.clips = True

@@ -15,7 +15,7 @@ import json
 import math
 from collections.abc import Callable
 from types import MethodType
-from typing import cast
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -62,18 +62,34 @@ def kind_of_time(path: GaussianPath, time: Callable[[Tensor], object] | None) ->
     return "own"
 
 
-def identity(
-    path: GaussianPath, predicts: str, learns_variance: bool, time: Callable[[Tensor], object] | None
-) -> Portrait:
-    """All that decides what the weights of a `ScoreModel` answer, in words and numbers."""
-    own = {"predicts": predicts, "learns_variance": learns_variance, "time": kind_of_time(path, time)}
-    return {**own, "path": portrait(path)}
+class Trained(Protocol):
+    """What decides what weights answer: a `ScoreModel`."""
+
+    predicts: str
+    learns_variance: bool
+    path: GaussianPath
+    time: Callable[[Tensor], Tensor] | None
+
+    @property
+    def standardize(self) -> nn.Module | None:
+        """The units of the data."""
+
+
+def identity(model: Trained) -> Portrait:
+    """All that decides what the weights of a model answer, in words and numbers."""
+    return {
+        "predicts": model.predicts,
+        "learns_variance": model.learns_variance,
+        "time": kind_of_time(model.path, model.time),
+        "standardize": model.standardize is not None,
+        "path": portrait(model.path),
+    }
 
 
 def differences(there: Portrait, here: Portrait) -> list[str]:
     """What differs between two identities, in words; one `time=` is as good as another, which nobody can compare."""
     both = [{**known, "time": known["time"] if known["time"] == "none" else "a callable"} for known in (there, here)]
-    pairs = {name: [known[name] for known in both] for name in ("predicts", "learns_variance", "time")}
+    pairs = {name: [known[name] for known in both] for name in there if name != "path"}
     found = [f"{name} ({a} there, {b} here)" for name, (a, b) in pairs.items() if a != b]
     path = path_difference(*(cast(Portrait, known["path"]) for known in (there, here)))
     return found if path is None else [*found, f"path ({path})"]

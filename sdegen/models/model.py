@@ -17,6 +17,7 @@ from sdegen._derivatives import following
 from sdegen._shapes import batch_of_times
 from sdegen.models.base import PREDICTIONS, Cond, Model, Query, combined, prediction_row
 from sdegen.models.identity import as_tensor, differences, from_tensor, identity
+from sdegen.models.standardised import Standardize
 from sdegen.models.wrapped import OnPath
 from sdegen.paths.gaussian import GaussianPath
 
@@ -36,6 +37,8 @@ class ScoreModel(Model):
         learns_variance: the network returns twice the channels, (B, 2C, ...): its prediction, then for every value a
             number in [-1, 1] that places the log-variance of a chain's step between its least and its largest, as
             `Ancestral(variance="learned")` samples, `vlb` scores and `hybrid_loss` trains it.
+        standardize: the units of the data, `Standardize.of(data)`, where they are not of order one: `loss`, `log_prob`
+            and `encode` take data, and `sample` and `decode` return them, in their own units.
 
     Raises:
         TypeError: an argument of another type; later, an output of the network that holds no real numbers.
@@ -43,6 +46,7 @@ class ScoreModel(Model):
     """
 
     predicts: str
+    _units: Standardize | None
 
     def __init__(
         self,
@@ -52,6 +56,7 @@ class ScoreModel(Model):
         *,
         time: Callable[[Tensor], Tensor] | None = None,
         learns_variance: bool = False,
+        standardize: Standardize | None = None,
     ):
         super().__init__()
         if not callable(net):
@@ -69,6 +74,14 @@ class ScoreModel(Model):
         if not isinstance(learns_variance, bool):
             raise TypeError(f"learns_variance must be True or False, and it is {learns_variance!r}.")
         self.learns_variance = learns_variance
+        if not isinstance(standardize, (Standardize, type(None))):
+            raise TypeError(f"standardize must be a Standardize, such as Standardize.of(data), not {standardize!r}.")
+        self._units = standardize
+
+    @property
+    def standardize(self) -> Standardize | None:
+        """See `Model.standardize`."""
+        return self._units
 
     def extra_repr(self) -> str:
         """The path and the prediction, for printing."""
@@ -76,12 +89,11 @@ class ScoreModel(Model):
 
     def get_extra_state(self) -> Tensor:
         """What the weights answer, for `state_dict`: the prediction and the path, as JSON in bytes, uint8 (n,)."""
-        return as_tensor(identity(self.path, self.predicts, self.learns_variance, self.time))
+        return as_tensor(identity(self))
 
     def set_extra_state(self, state: Tensor) -> None:
         """A ValueError, before any weight is loaded, if the state is that of a model which answers otherwise."""
-        here = identity(self.path, self.predicts, self.learns_variance, self.time)
-        differ = [] if state.is_meta else differences(from_tensor(state), here)
+        differ = [] if state.is_meta else differences(from_tensor(state), identity(self))
         if differ:
             raise ValueError(
                 f"These are the weights of another model, which differs in {'; '.join(differ)}. Give ScoreModel the "

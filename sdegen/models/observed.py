@@ -81,6 +81,7 @@ class Observed(Steered):
     ):
         super().__init__(model)
         model.needs_score("An observation")
+        model.needs_own_units("An observation")
         self.observation: Tensor
         self.register_buffer("observation", _checked_observation(observation))
         self.A, self.std = _checked_operator(A), _checks.real("std", std, 0, strict=True)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from sdegen.models.base import Model, Number, Query, combined
+from sdegen.models.standardised import Standardize
 from sdegen.paths.gaussian import GaussianPath
 
 Slope = Callable[..., Tensor]
@@ -35,6 +36,11 @@ class _Forwarding(Model):
         self.model = model
         self.path = model.path
         self.learns_variance, self.clips = model.learns_variance, model.clips
+
+    @property
+    def standardize(self) -> Standardize | None:
+        """That of the model itself."""
+        return self.model.standardize
 
     @property
     def clocks(self) -> tuple[float, float]:

@@ -92,8 +92,8 @@ class Batches(ABC):
 
     @property
     @abstractmethod
-    def identity(self) -> object:
-        """What tells these data from others."""
+    def identity(self) -> dict[str, object]:
+        """What tells these data from others, by name."""
 
     def ready(self, x: Tensor, cond: Mapping[str, object]) -> Batch:
         """A batch on its device, in its dtype."""
@@ -172,9 +172,9 @@ class _InMemory(_Permuted):
         return self.data.device
 
     @property
-    def identity(self) -> object:
+    def identity(self) -> dict[str, object]:
         """See `Batches.identity`."""
-        return self.data, dict(self.cond)
+        return {"data": self.data, "cond": dict(self.cond)}
 
 
 class _Indexed(_Permuted):
@@ -196,9 +196,9 @@ class _Indexed(_Permuted):
         return self.take(torch.arange(0, self.n, -(-self.n // (LOOKED_AT // 16))))[0]
 
     @property
-    def identity(self) -> object:
-        """See `Batches.identity`: the items' number and the first of them, since a data set may hold anything."""
-        return type(self.data), self.n, self.take(torch.arange(1))
+    def identity(self) -> dict[str, object]:
+        """See `Batches.identity`: the number of items and their class, since an item may be another every time."""
+        return {"data": type(self.data), "samples": self.n}
 
 
 class _Loaded(Batches):
@@ -262,9 +262,9 @@ class _Loaded(Batches):
         raise ValueError(f"{self.name} is a loader without a batch.")
 
     @property
-    def identity(self) -> object:
+    def identity(self) -> dict[str, object]:
         """See `Batches.identity`."""
-        return type(self.loader.dataset), self.size, self._epoch_length()
+        return {"data": type(self.loader.dataset), "batches": self._epoch_length()}
 
 
 def batches_of(name: str, data: object, cond: Cond, batch_size: int, dtype: torch.dtype, draws: Draws) -> Batches:
@@ -309,7 +309,7 @@ def _loaded(
     return made
 
 
-def warn_of_scale(data: Tensor, stacklevel: int) -> None:
+def warn_of_scale(data: Tensor) -> None:
     """A UserWarning where data are far from unit scale, to which noise schedules and networks are made; on the CPU.
 
     The measure is the largest root mean square, about 0, of an entry over the samples; entries that are nearly
@@ -323,7 +323,7 @@ def warn_of_scale(data: Tensor, stacklevel: int) -> None:
             f"The data are far from unit scale: the largest root mean square of an entry is {rms:.3g}. Paths and "
             "networks are made for about 1: give the model standardize=sdegen.Standardize.of(data), or scale them.",
             UserWarning,
-            stacklevel=stacklevel,
+            stacklevel=_checks.stacklevel_outside(),
         )
 
 

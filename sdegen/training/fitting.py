@@ -128,9 +128,9 @@ def fit(
 
     Examples:
         >>> import torch, sdegen
-        >>> _ = torch.manual_seed(0)
-        >>> x = 0.5 * torch.randn(1000, 2)
-        >>> model = sdegen.ScoreModel(sdegen.nets.MLP(2, hidden=16, depth=1), sdegen.VPSDE())
+        >>> from sdegen.nets import MLP
+        >>> x = torch.randn(1000, 2, generator=torch.Generator().manual_seed(0))
+        >>> model = sdegen.ScoreModel(MLP(2, hidden=16, depth=1), sdegen.VPSDE())
         >>> trained = sdegen.fit(model, x, steps=20, progress=False)
         >>> trained.training, model.training
         (False, True)
@@ -246,7 +246,7 @@ class _Run:
         self.batches, self.validation = batches(self.dtype, self.draws)
         self.batches.check(recipe.accumulate * accelerator.num_processes)
         if getattr(model, "standardize", None) is None:
-            warn_of_scale(self.batches.some(), _checks.stacklevel_outside())
+            warn_of_scale(self.batches.some())
         model.train().zero_grad()
         self.average = _Average(model)
         self.objective = accelerator.prepare_model(_Objective(model, recipe.weighting), device_placement=False)
@@ -263,7 +263,7 @@ class _Run:
         def about() -> dict[str, object]:
             recipe, model = self.recipe, self.model
             drawn = {n: getattr(recipe, n) for n in ("times", "weighting", "coupling", "seed")}
-            data = {"batch_size": self.batches.size, "data": self.batches.identity}
+            data = {"batch_size": self.batches.size, **self.batches.identity}
             asked = {"path": model.path, "predicts": model.predicts, "learns_variance": model.learns_variance}
             how = {"optimizer": (type(optimiser), optimiser.defaults), "schedule": type(schedule)}
             return {**settings, **drawn, **data, **asked, **how, "precision": self.accelerator.mixed_precision}

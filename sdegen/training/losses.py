@@ -27,6 +27,7 @@ from torch import Tensor
 from sdegen import _checks
 from sdegen._shapes import Generators, as_time, batch_of_times, like, uniform
 from sdegen.models.base import PREDICTIONS, Cond
+from sdegen.models.masked import checked_mask, count
 from sdegen.models.model import ScoreModel
 from sdegen.paths.gaussian import GaussianPath
 from sdegen.training.couplings import Coupling, Independent, pairs
@@ -127,6 +128,7 @@ def loss(
     generator: Generators = None,
     reduction: str = "mean",
     coupling: Coupling | None = None,
+    mask: Tensor | None = None,
 ) -> Tensor:
     """Denoising score matching or flow matching, in the network's own prediction, by one network call.
 
@@ -144,6 +146,9 @@ def loss(
         reduction: "mean" over batch and event, or "none".
         coupling: which noise goes with which sample, such as `OptimalTransport()`; on an `Interpolant` alone, since no
             score is left. Losses come in the coupling's order.
+        mask: True where a value is there and False where it pads, bools that broadcast against x: the loss is the mean
+            over those that are there, and the network sees 0 in the padding. What it needs to know of the mask it
+            receives by `cond`.
 
     Returns:
         The loss, a scalar; with reduction "none" the mean over each event, (B,).
@@ -155,12 +160,14 @@ def loss(
     """
     path = _checked(model, x, weighting, times, coupling, reduction, generator)
     arguments = _checks.conditions(cond)
+    there = None if mask is None else checked_mask(mask, x)
+    x = _in_units(model, x, there)
     t, importance, drawn = _times(path, x, t, times, generator)
     eps = path.noise_like(x, generator) if noise is None else _checks.noise_like(noise, x)
     rows = None
     if coupling is not None:
         rows, partners = pairs(coupling, x, eps, generator, arguments)
-        x, eps = x[rows], eps[partners]
+        x, eps, there = x[rows], eps[partners], None if there is None else there[rows]
     alpha, sigma = path.alpha(t), path.sigma(t)
     row = PREDICTIONS[model.predicts](path, t, alpha, sigma)
     a, b, m = (n.to(t) if isinstance(n, Tensor) else n for n in row)
@@ -171,11 +178,27 @@ def loss(
         weight = weight * _eps_per_prediction(alpha, sigma, a, b) ** 2
     _check_finite(model, t, *((weight,) if drawn else (alpha, sigma, a, b, weight)))
     x_t = (like(alpha, x) * x + like(sigma, x) * eps).to(x.dtype)
+    x_t = x_t if there is None else torch.where(there, x_t, 0.0)
     p = model.predict(x_t, t, _checks.network_arguments(arguments, rows, len(x))).to(t.dtype)
     missed = _combined((m, p)) - _combined((a, x), (b, eps))
-    error = missed.square().flatten(1).mean(1)
+    error = _mean_square(missed, there)
     error = error if weight is None else weight * error
     return error.mean() if reduction == "mean" else error
+
+
+def _in_units(model: ScoreModel, x: Tensor, there: Tensor | None) -> Tensor:
+    """Data in the network's units, padding 0 whatever it held."""
+    if model.standardize is not None:
+        model.standardize.check(x)
+        x = model.standardize(x)
+    return x if there is None else torch.where(there, x, 0.0)
+
+
+def _mean_square(missed: Tensor, there: Tensor | None) -> Tensor:
+    """The mean square over each event, or over those of its values that are there, (B,)."""
+    if there is None:
+        return missed.square().flatten(1).mean(1)
+    return torch.where(there, missed, 0.0).square().flatten(1).sum(1) / count(there)
 
 
 def _checked(

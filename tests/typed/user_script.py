@@ -142,6 +142,19 @@ def train(model: sdegen.ScoreModel, x: Tensor) -> None:
     optimiser.zero_grad()
     loss.backward()
     optimiser.step()
+    seen: list[tuple[int, float]] = []
+    averaged: sdegen.ScoreModel = sdegen.fit(
+        model,
+        x.numpy(),
+        steps=2,
+        batch_size=4,
+        optimizer=(optimiser, torch.optim.lr_scheduler.ConstantLR(optimiser)),
+        validation=(x, None),
+        progress=False,
+        log=lambda step, numbers: seen.append((step, numbers["loss"])),
+    )
+    assert not averaged.training
+    assert len(seen) == 1
 
 
 def sample(model: sdegen.ScoreModel) -> None:
@@ -332,6 +345,11 @@ def images() -> None:
     model = sdegen.ScoreModel(UNet(width=8, classes=10), sdegen.VPSDE(), predicts="v")
     loss: Tensor = sdegen.loss(model, x, cond=cond)
     shared = sdegen.ScoreModel(scaled_mlp(), sdegen.VPSDE(), predicts="eps")
+    units = sdegen.Standardize.of(x)
+    own = sdegen.ScoreModel(UNet(width=8, classes=10), sdegen.VPSDE(), "v", standardize=units)
+    there: Tensor = sdegen.loss(own, units.inverse(x), cond=cond, mask=x > -1)
+    assert own.standardize is units
+    assert there.ndim == 0
     sdegen.sample(shared, (4, 2), sdegen.Ancestral(2), cond={"scales": sdegen.Shared(torch.ones(4))})
     logp = sdegen.log_prob(model, x[:1], sdegen.ODESolver("euler", steps=1), cond={"label": labels[:1]})
     bits: Tensor = bits_per_dim(logp, x.shape[1:])

@@ -5,6 +5,7 @@ Three nouns, path, model and solver, and three verbs, loss, sample and log_prob;
 
 from sdegen._checks import AccuracyWarning, NonFiniteError, Shared
 from sdegen._version import __version__
+from sdegen.bulk import Samples, sample_many, seeds
 from sdegen.checkpoints import load, load_state, save
 from sdegen.comparison import Comparison, compare, energy_distance
 from sdegen.likelihoods.chain import optimal_variance
@@ -92,7 +93,7 @@ __all__ += ["Grid", "KarrasGrid", "Layout", "PowerGrid", "StretchedGrid"]
 # Verbs: train, move, score
 __all__ += ["fit", "hybrid_loss", "loss"]
 __all__ += ["load", "load_state", "save"]
-__all__ += ["decode", "encode", "rectify", "sample", "solve", "straightness"]
+__all__ += ["decode", "encode", "rectify", "sample", "sample_many", "solve", "straightness"]
 __all__ += ["compare", "energy_distance", "tune"]
 __all__ += ["continuous_vlb", "discrete_log_prob", "entropy_form", "evaluate", "importance", "iwae"]
 __all__ += ["log_likelihood", "log_prob", "optimal_variance", "vlb"]
@@ -101,4 +102,4 @@ __all__ += ["Discretized", "Exact", "Hutchinson", "Quantized", "Shared", "Slopes
 __all__ += ["ChainTimes", "ClockTimes", "LikelihoodTimes", "LogNormalTimes", "LowDiscrepancyTimes", "UniformTimes"]
 __all__ += ["EDMWeighting", "Independent", "LikelihoodWeighting", "MinSNR", "OptimalTransport"]
 __all__ += ["IWAE", "VLB", "AccuracyWarning", "Comparison", "DiscreteLogProb", "EntropyForm", "Estimate"]
-__all__ += ["Evaluation", "Importance", "LogLikelihood", "NonFiniteError", "Solution"]
+__all__ += ["Evaluation", "Importance", "LogLikelihood", "NonFiniteError", "Samples", "Solution", "seeds"]

@@ -47,7 +47,7 @@ class Told:
             )
 
 
-def check_callback(callback: object, solver: Solver, checkpoint_every: int | None) -> None:
+def check_callback(callback: object, solver: Solver, checkpoint_every: int | None, batch_size: int | None) -> None:
     """A callback can be called, and the solver's loop has a place for it."""
     if callback is None:
         return
@@ -62,4 +62,9 @@ def check_callback(callback: object, solver: Solver, checkpoint_every: int | Non
         raise ValueError(
             f"callback is called after every step, and checkpoint_every = {checkpoint_every!r} takes the steps of a "
             "whole chunk at once: give one of the two."
+        )
+    if batch_size is not None:
+        raise ValueError(
+            f"callback is told of the whole batch after every step, and batch_size = {batch_size!r} solves one part of "
+            "it after another: give one of the two."
         )

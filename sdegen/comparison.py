@@ -24,11 +24,12 @@ import torch
 from torch import Tensor
 
 from sdegen import _checks
-from sdegen._arguments import check_model, interval, straight
+from sdegen._arguments import batch_parts, check_model, interval, straight
 from sdegen._checks import NonFiniteError
 from sdegen.models.base import Cond, Model
 from sdegen.sampling import Noise, solve
 from sdegen.solvers import ODESolver, Problem, Solver
+from sdegen.solvers.base import bar
 
 KEPT = 0.98
 """The share of the samples, best first, whose errors count."""
@@ -95,6 +96,8 @@ def compare(
     reference: Tensor | Solver | None = None,
     data: Tensor | None = None,
     cond: Cond = None,
+    batch_size: int | None = None,
+    progress: bool = False,
 ) -> Comparison:
     """Run several solvers from the same latents at several numbers of network calls.
 
@@ -117,6 +120,9 @@ def compare(
             tolerance 1e-8, and 1e-6 below float64.
         data: samples to come near, (M, *event).
         cond: keyword arguments for the network, as in `sample`.
+        batch_size: samples in one network call, as in `solve`, all of them by default. Without `noise` the parts draw
+            theirs in turn. `calls` then are those of one part, on average, `seconds` those of all.
+        progress: show a bar, a step for every row (needs tqdm).
 
     Returns:
         the rows, which print as a table.
@@ -134,10 +140,14 @@ def compare(
     for entry in entries:
         _rehearse(entry, model, x_T, normals, len(noise) if isinstance(noise, Tensor) else None)
     if fine is None and any(entry.solver.follows_ode for entry in entries):
-        fine = fine_end(model, x_T, reference if isinstance(reference, Solver) else None, cond)
+        fine = fine_end(model, x_T, reference if isinstance(reference, Solver) else None, cond, batch_size)
     seed = int(torch.randint(2**62, ())) if noise is None else None
-    course = _Course(model, x_T, normals, seed, fine, data, cond)
-    return Comparison([course.run(entry) for entry in entries])
+    course, rows = _Course(model, x_T, normals, seed, fine, data, cond, batch_size), []
+    with bar(len(entries), progress) as row_done:
+        for entry in entries:
+            rows.append(course.run(entry))
+            row_done()
+    return Comparison(rows)
 
 
 class _Entry(NamedTuple):
@@ -162,6 +172,7 @@ class _Course:
     fine: Tensor | None
     data: Tensor | None
     cond: Cond
+    batch_size: int | None
 
     def run(self, entry: _Entry) -> Run:
         """One solve, measured; a state that is lost on the way is infinitely far from everything."""
@@ -170,11 +181,20 @@ class _Course:
         generator = None if self.seed is None else torch.Generator(self.start.device).manual_seed(self.seed)
         began = time.perf_counter()
         try:
-            solution = solve(self.model, self.start, solver, noise=noise, generator=generator, cond=self.cond)
+            solution = solve(
+                self.model,
+                self.start,
+                solver,
+                noise=noise,
+                generator=generator,
+                cond=self.cond,
+                batch_size=self.batch_size,
+            )
         except NonFiniteError:
             x = torch.full_like(self.start, math.inf)
         else:
-            x, calls = solution.x, solution.calls
+            x, parts = solution.x, len(list(batch_parts(self.start, self.batch_size)))
+            calls = -(-solution.calls // parts)
         x.flatten()[0].item()  # waits for the device
         seconds = time.perf_counter() - began
         error = rms_error(x, self.fine) if self.fine is not None and solver.follows_ode else None
@@ -182,11 +202,11 @@ class _Course:
         return Run(name, calls, seconds, error, distance)
 
 
-def fine_end(model: Model, x_T: Tensor, solver: Solver | None, cond: Cond) -> Tensor:
+def fine_end(model: Model, x_T: Tensor, solver: Solver | None, cond: Cond, batch_size: int | None) -> Tensor:
     """The ODE's end points from x_T by `solver`, or by dopri8 at a tolerance far below what few calls can reach."""
     if solver is None:
         solver = ODESolver("dopri8", rtol=1e-8 if x_T.dtype == torch.float64 else 1e-6)
-    return solve(model, x_T, solver, cond=cond).x
+    return solve(model, x_T, solver, cond=cond, batch_size=batch_size).x
 
 
 def rms_error(x: Tensor, fine: Tensor, share: float = KEPT) -> float:

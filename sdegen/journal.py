@@ -21,21 +21,24 @@ import json
 import os
 import re
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sdegen import _checks
 from sdegen._files import prepare_folder, write_whole
 from sdegen._fingerprint import fingerprint
+from sdegen.solvers.base import bar
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 DIGITS = 64
+COLLECTIVE = ("DistributedDataParallel", "FullyShardedDataParallel")
+"""Networks whose processes wait for each other in every call."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +157,7 @@ class Journal:
     def read(self, chunk: int) -> dict[str, Tensor] | None:
         """The tensors of a chunk, on the CPU; None if it is not there, damaged or another computation's."""
         try:
-            data = self._file(chunk).read_bytes()
+            data = self.file(chunk).read_bytes()
         except FileNotFoundError:
             return None
         body, digest = data[:-DIGITS], data[-DIGITS:]
@@ -178,9 +181,10 @@ class Journal:
                     np.lib.format.write_array(entry, value.detach().cpu().numpy(), allow_pickle=False)
             file.comment = bytes(DIGITS)  # the last bytes of the file
         body = held.getvalue()[:-DIGITS]
-        write_whole(self._file(chunk), body + self._digest(chunk, body))
+        write_whole(self.file(chunk), body + self._digest(chunk, body))
 
-    def _file(self, chunk: int) -> Path:
+    def file(self, chunk: int) -> Path:
+        """Where a chunk is kept."""
         return self.directory / f"chunk-{chunk:08d}.npz"
 
     def _digest(self, chunk: int, body: bytes) -> bytes:
@@ -207,6 +211,33 @@ class Journal:
                 f"{', '.join(differ)}: give another directory, or the same arguments to go on with this one."
             )
         return True
+
+
+def refuse_collective(network: nn.Module, shard: tuple[int, int]) -> None:
+    """A ValueError if processes with different numbers of chunks would wait for each other inside the network."""
+    together = [type(m).__name__ for m in network.modules() if type(m).__name__ in COLLECTIVE]
+    if together and shard[1] > 1:
+        raise ValueError(
+            f"The network is a {together[0]}, whose processes wait for each other in every call, and shards take "
+            "different numbers of calls, so they would wait for ever: pass model.module, whole in every process."
+        )
+
+
+def compute_missing(
+    journal: Journal | Unsaved,
+    chunks: Chunks,
+    shard: tuple[int, int],
+    compute: Callable[[range], Mapping[str, Tensor]],
+    progress: bool,
+) -> None:
+    """Write what `compute` gives for the samples of every chunk of this shard that is not in the journal yet."""
+    missing = [c for c in chunks.of_shard(shard) if journal.read(c) is None]
+    if missing:
+        journal.prepare()
+    with bar(len(missing), progress) as chunk_done:
+        for c in missing:
+            journal.write(c, compute(chunks.rows(c)))
+            chunk_done()
 
 
 def _words(value: object) -> str:

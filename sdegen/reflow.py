@@ -20,19 +20,28 @@ import torch
 from torch import Tensor
 
 from sdegen import _checks
-from sdegen._arguments import check_model
+from sdegen._arguments import batch_parts, check_model
 from sdegen.models.base import Cond, Model
 from sdegen.models.model import ScoreModel
 from sdegen.paths.flows import CondOT, Interpolant, Retimed
 from sdegen.paths.priors import Source
-from sdegen.sampling import decode, ode_solver, solve
+from sdegen.sampling import Solution, decode, ode_solver, solve
 from sdegen.solvers import ODESolver, PowerGrid, Solver
+from sdegen.solvers.base import bar
 
 HUNDRED_STEPS = ODESolver("rk4", steps=100, grid=PowerGrid(1))
 """The default of straightness."""
 
 
-def rectify(model: Model, z: Tensor, solver: Solver | None = None, *, cond: Cond = None) -> Tensor:
+def rectify(
+    model: Model,
+    z: Tensor,
+    solver: Solver | None = None,
+    *,
+    cond: Cond = None,
+    batch_size: int | None = None,
+    progress: bool = False,
+) -> Tensor:
     """The data x that the model's ODE carries draws z from its source to: reflow's coupling of x with z.
 
     x is the state at the data end of dy/du = eps_hat - x_hat from x_T = sigma(t_noise) z. Retrain by
@@ -44,6 +53,8 @@ def rectify(model: Model, z: Tensor, solver: Solver | None = None, *, cond: Cond
         z: standard normals, or draws from the source of an `Interpolant`, (B, *event).
         solver: one that solves the ODE; by default that of `log_prob`.
         cond: keyword arguments for the network, as in `sample`.
+        batch_size: as in `decode`.
+        progress: as in `decode`.
 
     Returns:
         x, shaped like z.
@@ -58,7 +69,8 @@ def rectify(model: Model, z: Tensor, solver: Solver | None = None, *, cond: Cond
     """
     check_model(model)
     sigma = float(model.path.sigma(torch.tensor(model.path.t_noise, dtype=torch.float64)))
-    return decode(model, sigma * _checks.batch("z", z, finite=False), solver, cond=cond)
+    z = sigma * _checks.batch("z", z, finite=False)
+    return decode(model, z, solver, cond=cond, batch_size=batch_size, progress=progress)
 
 
 def straightness(
@@ -68,6 +80,8 @@ def straightness(
     *,
     cond: Cond = None,
     u: tuple[float, float] | None = None,
+    batch_size: int | None = None,
+    progress: bool = False,
 ) -> Tensor:
     """How far the path of every sample under the ODE is from a straight line: 0 for one that is straight.
 
@@ -85,6 +99,8 @@ def straightness(
             equal steps of u.
         cond: keyword arguments for the network, as in `sample`.
         u: (from, to), only this part of the path; z is then x_t at u[0].
+        batch_size: samples in one network call, whose states at every step are held at once; all of them by default.
+        progress: show a bar, a step for every part of the batch (needs tqdm).
 
     Returns:
         S, (B,), in squared units of the data.
@@ -100,16 +116,28 @@ def straightness(
     solver = HUNDRED_STEPS if solver is None else ode_solver(solver)
     if isinstance(solver, ODESolver) and solver.steps is None and solver.grid is None:
         raise ValueError(f"The chords of a few long steps hide what bends: give fixed steps, not {solver!r}.")
-    z = _checks.batch("z", z, finite=False)
+    check_model(model)
+    z, cond = _checks.batch("z", z, finite=False), _checks.conditions(cond)
     wide = z.to(torch.promote_types(z.dtype, torch.float32))
-    solution = solve(model, wide, solver, cond=cond, u=u, trajectory=True)
+    parts = list(batch_parts(wide, batch_size)) or [slice(0, 0)]
+    found = []
+    with bar(len(parts), progress) as part_done:
+        for rows in parts:
+            received = _checks.conditions_of_rows(cond, rows, len(z))
+            found.append(_bend(model, solve(model, wide[rows], solver, cond=received, u=u, trajectory=True), solver))
+            part_done()
+    return torch.cat(found)
+
+
+def _bend(model: Model, solution: Solution, solver: Solver) -> Tensor:
+    """S of every sample of a solution with its trajectory, (B,)."""
     x, u_knots = solution.trajectory, solution.u
-    if x is None or (len(x) < 3 and len(z)):
+    if x is None or (len(x) < 3 and len(solution.x)):
         known = 0 if x is None else len(x) - 1
         raise ValueError(
             f"Straightness is measured along the solver's steps, two at the least: {solver!r} reports {known}."
         )
-    every = (-1, *[1] * z.ndim)
+    every = (-1, *[1] * solution.x.ndim)
     y = x / model.path.scale(u_knots).to(x).reshape(every)
     h = torch.diff(u_knots).to(x)
     bend = torch.diff(y, dim=0) / h.reshape(every) - (y[-1] - y[0]) / h.sum()

@@ -16,7 +16,7 @@ from sdegen.callbacks import Callback, Told, check_callback
 from sdegen.models.base import Cond, Model
 from sdegen.paths.priors import Normal
 from sdegen.solvers import ODESolver
-from sdegen.solvers.base import Problem, Result, Solver
+from sdegen.solvers.base import Problem, Result, Solver, joined
 
 LATENT_SOLVER = ODESolver("dopri8", rtol=1e-6)
 """The default of encode and decode."""
@@ -30,6 +30,9 @@ Noise = Tensor | Callable[[int], Tensor] | None
 @dataclass(frozen=True)
 class Solution:
     """What `solve` returns, for n accepted steps on a batch of B samples.
+
+    Of a batch that was solved in parts, `calls`, `accepted` and `rejected` are sums over the parts, and where these
+    chose steps of their own, `t` and `u` hold the two ends.
 
     Attributes:
         x: the end point, (B, *event).
@@ -71,6 +74,7 @@ def sample(
     u: tuple[float, float] | None = None,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
+    batch_size: int | None = None,
     progress: bool = False,
     differentiable: bool = False,
     checkpoint_every: int | None = None,
@@ -93,6 +97,8 @@ def sample(
             N(0, sigma^2 I) assumes that they do not, and a warning says so.
         dtype: of the samples; by default that of the model's parameters.
         device: of the samples; by default that of the model's parameters.
+        batch_size: samples in one network call, see `solve`; all of them by default. More than fit into memory are for
+            `sample_many`.
         progress: show a bar (needs tqdm).
         differentiable: keep the graph for a backward pass, see `solve`; a start that is drawn has no gradient.
         checkpoint_every: see `solve`.
@@ -106,41 +112,39 @@ def sample(
         NonFiniteError: a state became NaN or infinite.
     """
     check_model(model)
-    _check_solver(solver)
+    check_solver(solver)
     check_gradients(model, solver, differentiable, checkpoint_every)
-    shape = _checks.batch_shape(shape)
-    dtype, device = _dtype_and_device(model, dtype, device)
+    shape, noise = _checks.batch_shape(shape), _checked_noise(noise, solver)
+    dtype, device = dtype_and_device(model, dtype, device)
     _checks.generators(generator, shape[0], device)
-    ends = interval(model, "data", u, solver.span)
-    warn_of_tiny_alpha(model, *ends, fixed=solver.span is not None)
+    _checks.conditions(cond)
+    u_from = interval(model, "data", u, solver.span)[0]
     if x_T is None:
-        start = prior_draws(model, torch.empty(shape, dtype=dtype, device=device), ends[0], generator)
-        if u is not None and 1 - ends[0] > SIGNAL_LEFT * ends[0]:
+        start = prior_draws(model, torch.empty(shape, dtype=dtype, device=device), u_from, generator)
+        if u is not None and 1 - u_from > SIGNAL_LEFT * u_from:
             warnings.warn(
-                f"Starting at u = {ends[0]:g} from N(0, sigma^2) assumes that the data no longer show there, and "
-                f"alpha/sigma is {(1 - ends[0]) / ends[0]:.3g}: give x_T, draws of x_t at that clock.",
+                f"Starting at u = {u_from:g} from N(0, sigma^2) assumes that the data no longer show there, and "
+                f"alpha/sigma is {(1 - u_from) / u_from:.3g}: give x_T, draws of x_t at that clock.",
                 UserWarning,
-                stacklevel=2,
+                stacklevel=_checks.stacklevel_outside(),
             )
     else:
         start = _checks.batch("x_T", x_T).to(device, dtype)
         if tuple(start.shape) != shape:
             raise ValueError(f"x_T must have the shape of the samples, {shape}, and it has {tuple(start.shape)}.")
-    received, noise = _network_arguments(cond), _checked_noise(noise, solver)
-    with solving(model, differentiable):
-        problem = Problem(
-            model,
-            straight(model, start, ends[0], differentiable),
-            *ends,
-            received,
-            noise,
-            generator,
-            progress=progress,
-            checkpoint_every=checkpoint_every,
-            shared=_checks.shared_names(cond),
-        )
-        result = checked_result(solver.run(problem), solver) if len(start) else _empty(problem)
-        return state(model, result.y, result.u[-1]).to(dtype)
+    return solve(
+        model,
+        start,
+        solver,
+        u=u,
+        noise=noise,
+        generator=generator,
+        cond=cond,
+        batch_size=batch_size,
+        progress=progress,
+        differentiable=differentiable,
+        checkpoint_every=checkpoint_every,
+    ).x
 
 
 def encode(
@@ -150,6 +154,8 @@ def encode(
     *,
     cond: Cond = None,
     u: tuple[float, float] | None = None,
+    batch_size: int | None = None,
+    progress: bool = False,
     differentiable: bool = False,
     checkpoint_every: int | None = None,
 ) -> Tensor:
@@ -161,6 +167,8 @@ def encode(
         solver: one that solves the ODE; by default "dopri8" at tolerance 1e-6.
         cond: keyword arguments for the network.
         u: (from, to), only this part of the path.
+        batch_size: samples in one network call, see `solve`; all of them by default.
+        progress: show a bar (needs tqdm).
         differentiable: keep the graph for a backward pass, see `solve`; the default solver is adaptive and has none.
         checkpoint_every: see `solve`.
 
@@ -179,6 +187,8 @@ def encode(
         to="noise",
         cond=cond,
         u=u,
+        batch_size=batch_size,
+        progress=progress,
         differentiable=differentiable,
         checkpoint_every=checkpoint_every,
     ).x
@@ -191,6 +201,8 @@ def decode(
     *,
     cond: Cond = None,
     u: tuple[float, float] | None = None,
+    batch_size: int | None = None,
+    progress: bool = False,
     differentiable: bool = False,
     checkpoint_every: int | None = None,
 ) -> Tensor:
@@ -202,6 +214,8 @@ def decode(
         solver: one that solves the ODE; by default "dopri8" at tolerance 1e-6.
         cond: keyword arguments for the network.
         u: (from, to), only this part of the path; z is then x_t at u[0].
+        batch_size: as in `encode`.
+        progress: as in `encode`.
         differentiable: as in `encode`.
         checkpoint_every: see `solve`.
 
@@ -220,6 +234,8 @@ def decode(
         to="data",
         cond=cond,
         u=u,
+        batch_size=batch_size,
+        progress=progress,
         differentiable=differentiable,
         checkpoint_every=checkpoint_every,
     ).x
@@ -236,6 +252,7 @@ def solve(
     generator: Generators = None,
     cond: Cond = None,
     trajectory: bool = False,
+    batch_size: int | None = None,
     progress: bool = False,
     differentiable: bool = False,
     checkpoint_every: int | None = None,
@@ -257,7 +274,11 @@ def solve(
         generator: for the normals that are drawn, as in `sample`.
         cond: keyword arguments for the network, as in `sample`.
         trajectory: keep every step's state.
-        progress: show a bar (needs tqdm).
+        batch_size: samples in one network call; all of them by default. A part of the batch is solved after another:
+            with one generator per sample, or without noise, a sample stays as it was, to the rounding of the network's
+            kernels; with a single generator, or none, the parts draw their noise in turn, which is other noise. An
+            adaptive ODESolver chooses its steps for each part, unless steps_for="sample".
+        progress: show a bar, of the steps, or of the parts where there are several (needs tqdm).
         differentiable: keep the graph, so that autograd reaches `x`, the model's parameters, `cond` and given `noise`
             through every step; for solvers with fixed steps. The path, the grid and the solver's own numbers are
             constants. Modules keep the mode they are in: call `model.eval()` first where dropout or batch
@@ -284,10 +305,11 @@ def solve(
     """
     check_model(model)
     x = _checks.batch("x", x)
-    _check_solver(solver)
+    check_solver(solver)
     check_gradients(model, solver, differentiable, checkpoint_every)
     _checks.choice("end", to, ("data", "noise"))
-    check_callback(callback, solver, checkpoint_every)
+    check_callback(callback, solver, checkpoint_every, batch_size)
+    _check_parts(solver, batch_size, trajectory)
     ends = interval(model, to, u, solver.span)
     if to == "data":
         warn_of_tiny_alpha(model, *ends, fixed=solver.span is not None)
@@ -308,10 +330,12 @@ def solve(
             shared=_checks.shared_names(cond),
             callback=told,
         )
-        result = checked_result(solver.run(problem), solver) if len(x) else _empty(problem)
+        results = []
+        for part in problem.parts(batch_size) if len(x) else ():
+            results.append(checked_result(solver.run(part), solver))  # noqa: PERF401  # a list's own frame, below 3.12
         if told is not None and len(x):
             told.check()
-        return _solution(model, result, x.dtype)
+        return _solution(model, joined(results) if results else _empty(problem), x.dtype)
 
 
 def ode_solver(solver: Solver | None, both_ways: bool = True) -> Solver:
@@ -336,9 +360,19 @@ def checked_result(result: object, solver: Solver) -> Result:
     return result
 
 
-def _check_solver(solver: object) -> None:
+def check_solver(solver: object) -> None:
+    """A TypeError unless it is one."""
     if not isinstance(solver, Solver):
         raise TypeError(f"solver must be a Solver, such as Adams(20) or SDESolver('euler', 500), and it is {solver!r}.")
+
+
+def _check_parts(solver: Solver, batch_size: int | None, trajectory: bool) -> None:
+    """The parts of a batch have a size, and where every step's state is wanted the same steps."""
+    if batch_size is not None and _checks.whole("batch_size", batch_size) and trajectory and not solver.differentiable:
+        raise ValueError(
+            f"trajectory=True with batch_size needs steps that all parts share, and {solver!r} chooses its own: solve "
+            "the parts one by one."
+        )
 
 
 def check_gradients(model: Model, solver: Solver, differentiable: bool, checkpoint_every: int | None) -> None:
@@ -410,15 +444,19 @@ def _empty(problem: Problem) -> Result:
     return Result(y, u, [y, y] if problem.trajectory else [])
 
 
-def _dtype_and_device(
+def dtype_and_device(
     model: Model, dtype: torch.dtype | None, device: torch.device | str | None
 ) -> tuple[torch.dtype, torch.device]:
     """What was asked for, else what the model's parameters have, else the defaults."""
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise TypeError(f"dtype must be a floating torch dtype, and it is {dtype!r}.")
     first = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    return dtype or first.dtype, first.device if device is None else torch_device(device)
+
+
+def torch_device(device: torch.device | str) -> torch.device:
+    """The device of this name."""
     try:
-        device = first.device if device is None else torch.device(device)
+        return torch.device(device)
     except RuntimeError as error:
         raise ValueError(f"device must name a torch device such as 'cpu' or 'cuda', and it is {device!r}.") from error
-    return dtype or first.dtype, device

@@ -21,6 +21,7 @@ from sdegen.comparison import KEPT, fine_end, latents, rms_error
 from sdegen.models.base import Cond, Model
 from sdegen.sampling import solve
 from sdegen.solvers import Grid, PowerGrid, Solver, StretchedGrid
+from sdegen.solvers.base import bar
 from sdegen.solvers.grids import steps_on
 
 GRIDS: tuple[Grid, ...] = (
@@ -41,7 +42,15 @@ ENOUGH = 0.9
 AnySolver = TypeVar("AnySolver", bound=Solver)
 
 
-def tune(model: Model, solver: AnySolver, x_T: Tensor, *, cond: Cond = None) -> AnySolver:
+def tune(
+    model: Model,
+    solver: AnySolver,
+    x_T: Tensor,
+    *,
+    cond: Cond = None,
+    batch_size: int | None = None,
+    progress: bool = False,
+) -> AnySolver:
     """The solver with the grid and the order that suit this model best, at as many steps.
 
     Candidates are the solver as it came and ten grids, `StretchedGrid` and `PowerGrid`, each with every order from 1 to
@@ -59,6 +68,8 @@ def tune(model: Model, solver: AnySolver, x_T: Tensor, *, cond: Cond = None) -> 
             `UniPC(10)` or `ODESolver("rk4", steps=5)`; of your own, a dataclass with fields `steps` and `grid`.
         x_T: the pilot latents, x at the noise end, (B, *event), at least two.
         cond: keyword arguments for the network, as in `sample`: choose them as varied as they will be.
+        batch_size: pilots in one network call, as in `solve`; all of them by default.
+        progress: show a bar, a step for every solve (needs tqdm).
 
     Returns:
         a solver of the same class and number of steps.
@@ -72,21 +83,24 @@ def tune(model: Model, solver: AnySolver, x_T: Tensor, *, cond: Cond = None) -> 
     check_model(model)
     candidates = list(_candidates(solver))
     x_T = latents(x_T, least=2)
-    end = solve(model, x_T, solver, cond=cond).x
-    fine = fine_end(model, x_T, None, cond)
+
+    def end(tried: Solver) -> Tensor:
+        return solve(model, x_T, tried, cond=cond, batch_size=batch_size).x
+
+    came = end(solver)  # which may refuse this path, before the first network call
+    fine = fine_end(model, x_T, None, cond, batch_size)
 
     def errors(x: Tensor) -> list[float]:
         return [rms_error(x, fine, share) for share in SHARES]
 
-    own, best, least = errors(end), solver, ENOUGH
-    for candidate in candidates:
-        try:
-            end = solve(model, x_T, candidate, cond=cond).x
-        except NonFiniteError:
-            continue
-        left = max(e / o if o else math.inf for e, o in zip(errors(end), own, strict=True))
-        if left < least:
-            best, least = candidate, left
+    own, best, least = errors(came), solver, ENOUGH
+    with bar(len(candidates), progress) as tried:
+        for candidate in candidates:
+            with suppress(NonFiniteError):
+                left = max(e / o if o else math.inf for e, o in zip(errors(end(candidate)), own, strict=True))
+                if left < least:
+                    best, least = candidate, left
+            tried()
     return best
 
 

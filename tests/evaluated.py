@@ -37,13 +37,18 @@ def problem(chunks: int = 40) -> tuple[sdegen.ScoreModel, torch.Tensor]:
     return sdegen.ScoreModel(net, sdegen.CondOT(), "velocity"), data
 
 
+def work(directory: str, chunks: int) -> None:
+    """What one process does."""
+    sdegen.evaluate(*problem(chunks), directory=directory, **SETTINGS)
+
+
 def start(directory: str, chunks: int, index: int = 0, count: int = 1) -> int:
-    """A process that evaluates its shard and ends; its id."""
+    """A process that works on its shard and ends; its id."""
     pid = os.fork()
     if pid == 0:
         os.environ.update(RANK=f"{index}", WORLD_SIZE=f"{count}")
         try:
-            sdegen.evaluate(*problem(chunks), directory=directory, **SETTINGS)
+            work(directory, chunks)
         finally:
             sys.stderr.flush()
             os._exit(1 if sys.exc_info()[0] else 0)
@@ -78,7 +83,12 @@ def kills_chunks(count: int) -> int:
     return 3 * CHUNKS_A_LIFE * count
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """As the arguments say."""
     torch.set_num_threads(1)
     where, what, *numbers = sys.argv[1:]
     print({"shards": shards, "kills": kills}[what](where, *map(int, numbers)))
+
+
+if __name__ == "__main__":
+    main()

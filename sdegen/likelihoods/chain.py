@@ -286,7 +286,7 @@ def optimal_variance(
         cond: keyword arguments for the network, as in `vlb`.
         noise: the eps of every k, as in `vlb`.
         generator: for the draws, as in `vlb`.
-        batch_size: rows of x in one network call; all of them by default.
+        batch_size: as in `vlb`.
         progress: whether to show a bar (needs tqdm).
 
     Returns:

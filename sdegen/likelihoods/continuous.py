@@ -72,7 +72,7 @@ def continuous_vlb(
             there 1e-3, or on a `DDPM` path the clock of its first trained step.
         u: (from, to), from < to: the part of the path, all of it by default; at u[1] the prior is N(0, sigma^2).
         draws: the number of clocks per sample, even.
-        batch_size: rows of x in one network call; all of them by default.
+        batch_size: as in `vlb`.
         progress: whether to show a bar (needs tqdm).
 
     Returns:

@@ -159,7 +159,7 @@ def log_likelihood(
             network calls on a few rows.
         second_solve: whether a solver without an error estimate of its own solves once more, at ten times the tolerance
             or with half the steps, for the difference.
-        batch_size: rows of x in one network call; all of them by default.
+        batch_size: rows of x in one network call; all of them by default. On the draws of probes it acts as in `vlb`.
         progress: whether to show a bar (needs tqdm).
         mask: True where a value is there and False where it pads, bools that broadcast against x: the log-density is
             that of the values that are there, as a law on so many dimensions, and the network sees 0 in the padding.

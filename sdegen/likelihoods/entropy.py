@@ -21,7 +21,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from sdegen._arguments import evaluating
+from sdegen._arguments import batch_parts, evaluating
 from sdegen._checks import NonFiniteError
 from sdegen._shapes import Generators, sum_event
 from sdegen.likelihoods.chain import ChainOnData, data_of_bound, fitted
@@ -70,6 +70,7 @@ def entropy_form(
     steps: int | None = None,
     grid: Grid | Tensor | None = None,
     u: tuple[float, float] | None = None,
+    batch_size: int | None = None,
     progress: bool = False,
 ) -> EntropyForm:
     """The bound of a model's chain on Gaussian `data`, split into the chain's error and the model's.
@@ -88,6 +89,7 @@ def entropy_form(
         steps: as in `vlb`.
         grid: as in `vlb`.
         u: as in `vlb`; x and `data` are clean.
+        batch_size: as in `vlb`.
         progress: whether to show a bar (needs tqdm).
 
     Returns:
@@ -104,20 +106,25 @@ def entropy_form(
     data._check(x)
     if not len(x):
         raise ValueError(f"The model's error cannot be measured on an empty batch, shape {tuple(x.shape)}.")
-    solver, everything = Ancestral(steps, variance=variance, grid=grid), slice(0, len(x))
+    solver, parts = Ancestral(steps, variance=variance, grid=grid), list(batch_parts(x, batch_size))
     if isinstance(variance, str) and variance == "learned":
         raise ValueError("The chain's own error needs variances that do not depend on x, and variance is 'learned'.")
     ours = ChainOnData.lay(model, draws, solver, u)
-    true = ChainOnData.lay(data.model(model.path), replace(draws, cond={}), solver, u).part(everything)
+    true = ChainOnData.lay(data.model(model.path), replace(draws, cond={}), solver, u)
     with evaluating(model):
-        ours = fitted(ours, variance, [everything], progress).part(everything)
-        answers = ours.answers(range(1, len(ours) + 1), progress)
-        apart = [sum_event((answer.D_hat - true.ask(answer.state, answer.k)[0]) ** 2) for answer in answers]
+        ours = fitted(ours, variance, parts, progress)
+        apart = [_apart(ours.part(rows), true.part(rows), progress) for rows in parts]
     numbers = ours.numbers
-    errors = 0.5 * (numbers["add"] * numbers["u"]) ** 2 / numbers["var"] * torch.stack(apart, 1)
+    errors = 0.5 * (numbers["add"] * numbers["u"]) ** 2 / numbers["var"] * torch.cat(apart)
     if not bool(torch.isfinite(errors).all()):
         raise NonFiniteError("The network's answer is NaN or infinite at some step of the chain.")
     return EntropyForm(_prior(ours.latents[1], data), data.entropy, _kernels(ours, data), errors)
+
+
+def _apart(ours: ChainOnData, true: ChainOnData, progress: bool) -> Tensor:
+    """|x_hat - x_true|^2 over u^2 in every step, (B, K), at the states that `ours` draws: D_hat less that of `true`."""
+    answers = ours.answers(range(1, len(ours) + 1), progress)
+    return torch.stack([sum_event((a.D_hat - true.ask(a.state, a.k)[0]) ** 2) for a in answers], 1)
 
 
 def _prior(u: float, data: Gaussian) -> float:

@@ -27,19 +27,26 @@ from sdegen._arguments import check_model
 from sdegen._checks import NonFiniteError
 from sdegen._shapes import event_size
 from sdegen._version import __version__
-from sdegen.journal import Chunks, Journal, Unsaved, checked_shard, sample_generators
+from sdegen.journal import (
+    Chunks,
+    Journal,
+    Unsaved,
+    checked_shard,
+    compute_missing,
+    refuse_collective,
+    sample_generators,
+)
 from sdegen.likelihoods.density import LogLikelihood, log_likelihood
 from sdegen.likelihoods.quantised import DiscreteLogProb, Quantized, discrete_log_prob
 from sdegen.models.base import Cond, Model
 from sdegen.sampling import ode_solver
-from sdegen.solvers.base import Solver, bar
+from sdegen.solvers.base import Solver
 from sdegen.solvers.divergence import Exact, Hutchinson
 
 ERRORS = {"density": ("solver_error", "probe_error", "prior_gap"), "bound": ("solver_error", "standard_error")}
 """The error estimates of a sample, as far as its result knows them, by the kind of its number."""
 DRAWS_FOR_GAP = 4096
 """The samples of the data set against which the prior is held."""
-COLLECTIVE = ("DistributedDataParallel", "FullyShardedDataParallel")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -185,13 +192,7 @@ def evaluate(
     work.check(part)
     chunks = Chunks(len(data), batch_size)
     journal = Unsaved() if directory is None else Journal(directory, work.settings())
-    missing = [c for c in chunks.of_shard(part) if journal.read(c) is None]
-    if missing:
-        journal.prepare()
-    with bar(len(missing), progress) as chunk_done:
-        for c in missing:
-            journal.write(c, work.scores(chunks.rows(c)))
-            chunk_done()
+    compute_missing(journal, chunks, part, work.scores, progress)
     found = [journal.read(c) for c in range(len(chunks))]
     columns = _joined(found, chunks, data.device)
     kind = "density" if quantized is None else "bound"
@@ -227,12 +228,7 @@ class _Work:
             self._check_levels(self.quantized)
         if not len(self.data):
             raise ValueError(f"The mean over an empty data set, shape {tuple(self.data.shape)}, does not exist.")
-        together = [type(m).__name__ for m in self.model.modules() if type(m).__name__ in COLLECTIVE]
-        if together and shard[1] > 1:
-            raise ValueError(
-                f"The network is a {together[0]}, whose processes wait for each other in every call, and shards take "
-                "different numbers of calls, so they would wait for ever: pass model.module, whole in every process."
-            )
+        refuse_collective(self.model, shard)
 
     def _check_real(self) -> None:
         if isinstance(self.data, Tensor) and not (self.data.is_floating_point() or self.data.is_complex()):

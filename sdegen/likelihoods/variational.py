@@ -180,7 +180,8 @@ def vlb(
             spans. At u[1] < 1 the prior N(0, sigma^2) is an assumption of the model, and L_K says what it costs.
         draws: an even number of random k per sample instead of all K-1; `standard_error` says how far off the sum of
             their terms may be.
-        batch_size: rows of x in one network call; all of them by default.
+        batch_size: rows of x in one network call; all of them by default. One generator per sample gives a sample the
+            same draws in every part; a single one, or none, serves one part after another, with other draws.
         progress: whether to show a bar (needs tqdm).
 
     Returns:
@@ -243,6 +244,7 @@ def iwae(
         grid: as in `vlb`.
         u: as in `vlb`.
         batch_size: rows in one network call, B by default; with more, several paths of a sample are followed at once.
+            On the draws it acts as in `vlb`.
         progress: whether to show a bar (needs tqdm).
 
     Returns:

@@ -15,7 +15,7 @@ References:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import ClassVar, cast
@@ -29,6 +29,7 @@ from sdegen._shapes import Generators, generator_of_rows
 from sdegen.models.base import Model, Query
 from sdegen.solvers.divergence import Probes, products
 from sdegen.solvers.grids import Grid, Layout, lay
+from sdegen.solvers.noise import noise_of_rows
 
 
 @dataclass
@@ -100,13 +101,31 @@ class Problem:
         joined = torch.cat([value.flatten(1), columns], 1)
         return joined if graph else joined.detach()
 
-    def cut(self, rows: Tensor) -> Problem:
-        """The same problem for some samples alone, `rows` (n,): their states, conditions and probes."""
+    def cut(self, rows: Tensor | slice) -> Problem:
+        """The same problem for some samples alone, `rows` (n,): their states, conditions, noise and probes."""
         cond = _checks.shared_again(self.cond, self.shared)
         received = _checks.network_arguments(cond, rows, len(self.y))
         probes = None if self.probes is None else self.probes.cut(rows)
-        generator = None if self.generator is None else generator_of_rows(self.generator, rows)
-        return replace(self, y=self.y[rows], cond=received, generator=generator, probes=probes)
+        return replace(
+            self,
+            y=self.y[rows],
+            cond=received,
+            shared=received.shared,
+            generator=generator_of_rows(self.generator, rows),
+            noise=noise_of_rows(self.noise, self.y, rows),
+            probes=probes,
+        )
+
+    def parts(self, batch_size: int | None) -> Iterator[Problem]:
+        """This problem itself, or for more than `batch_size` samples one for every so many, under a bar of parts."""
+        if batch_size is None or len(self.y) <= batch_size:
+            yield self
+            return
+        starts = range(0, len(self.y), batch_size)
+        with bar(len(starts), self.progress) as part_done:
+            for first in starts:
+                yield replace(self.cut(slice(first, first + batch_size)), progress=False)
+                part_done()
 
     def knots(self, grid: Grid | Tensor, steps: int) -> tuple[Tensor, Tensor]:
         """(u, t) at the steps + 1 knots of `grid` from u_from to u_to, float64 on the CPU; the ends are met exactly."""
@@ -170,6 +189,38 @@ class Result:
     sample_calls: Tensor | None = None
     divergence_error: Tensor | None = None
     memory: tuple[Tensor, ...] = ()
+
+
+def joined(parts: Sequence[Result]) -> Result:
+    """The results of the parts of a batch as one: costs are added up, and where knots differ only the ends are kept.
+
+    A log-density is not joined.
+    """
+    first, *others = parts
+    if not others:
+        return first
+    shared = all(part.u == first.u for part in others)
+    if first.states and not shared:
+        raise ValueError("trajectory=True needs knots that the parts of a batch share, and every part chose its own.")
+
+    def column(name: str) -> Tensor | None:
+        values = [getattr(part, name) for part in parts]
+        return None if any(value is None for value in values) else torch.cat(values)
+
+    u, times = first.u, first.times
+    if not shared:
+        u, times = [u[0], u[-1]], None if times is None else [times[0], times[-1]]
+    return Result(
+        torch.cat([part.y for part in parts]),
+        u,
+        [torch.cat(knot) for knot in zip(*(part.states for part in parts), strict=True)],
+        times,
+        calls=sum(part.calls for part in parts),
+        accepted=sum(part.accepted for part in parts),
+        rejected=sum(part.rejected for part in parts),
+        error=column("error"),
+        sample_calls=column("sample_calls"),
+    )
 
 
 class Solver(ABC):

@@ -58,7 +58,7 @@ class Probes(ABC):
         """The vectors of query j, (P, B, d)."""
 
     @abstractmethod
-    def cut(self, rows: Tensor) -> Probes:
+    def cut(self, rows: Tensor | slice) -> Probes:
         """Those of some samples alone, `rows` (n,)."""
 
 
@@ -74,7 +74,7 @@ class _Unit(Probes):
     def at(self, j: int) -> Tensor:
         return self._z
 
-    def cut(self, rows: Tensor) -> Probes:
+    def cut(self, rows: Tensor | slice) -> Probes:
         return _Unit(self._like[rows])
 
 
@@ -88,7 +88,7 @@ class _Kept(Probes):
     def at(self, j: int) -> Tensor:
         return self._z
 
-    def cut(self, rows: Tensor) -> Probes:
+    def cut(self, rows: Tensor | slice) -> Probes:
         return _Kept(self._z[:, rows])
 
 
@@ -121,7 +121,7 @@ class _Fresh(Probes):
                 common = common ^ (common >> shift)
         return torch.where((common & 1).bool(), -self._signs, self._signs)
 
-    def cut(self, rows: Tensor) -> Probes:
+    def cut(self, rows: Tensor | slice) -> Probes:
         return _Fresh(self._signs[:, rows], self._odd[:, :, rows])
 
 

@@ -98,3 +98,22 @@ def normals_of_step(
     if tuple(noise.shape) != (steps, *shape):
         raise ValueError(f"noise must have shape {(steps, *shape)} for {steps} steps, not {tuple(noise.shape)}.")
     return noise.to(y).__getitem__
+
+
+def noise_of_rows(
+    noise: Tensor | Callable[[int], Tensor] | None, y: Tensor, rows: slice | Tensor
+) -> Tensor | Callable[[int], Tensor] | None:
+    """The user's `noise` for some samples of the batch `y`, whose axis comes right before those of the event."""
+    if noise is None:
+        return None
+
+    def cut(z: Tensor) -> Tensor:
+        if not isinstance(z, Tensor):  # refused where it is used
+            return z
+        if z.shape[-y.ndim :] != y.shape:
+            raise ValueError(
+                f"noise must end in the shape of the batch, {tuple(y.shape)}, and it has {tuple(z.shape)}."
+            )
+        return z[(..., rows, *[slice(None)] * (y.ndim - 1))]
+
+    return cut(noise) if isinstance(noise, Tensor) else lambda k: cut(noise(k))

@@ -298,6 +298,21 @@ def read(model: sdegen.ScoreModel, x: Tensor) -> None:
     assert hybrid.ndim == 0
 
 
+def many(model: sdegen.ScoreModel, directory: str) -> None:
+    """Samples on the disk, and the same ones in memory."""
+    samples: sdegen.Samples = sdegen.sample_many(model, (9, 2), sdegen.Adams(3), directory=directory, batch_size=4)
+    generators: list[torch.Generator] = sdegen.seeds(9)
+    x: Tensor = sdegen.sample(model, samples.shape, sdegen.Adams(3), generator=generators, batch_size=4, progress=False)
+    one, several, chunk = samples[-1], samples[2:5], next(samples.chunks())
+    assert samples.complete
+    assert len(samples.paths) == 3
+    assert one.shape == (2,)
+    assert several.shape == (3, 2)
+    assert torch.allclose(samples.tensor(), x, atol=1e-5)
+    assert torch.allclose(chunk, x[:4], atol=1e-5)
+    assert samples.dtype is x.dtype
+
+
 def flow(x: Tensor) -> None:
     """Couplings, reflow, vector fields, moved models, networks of other libraries."""
     straight = sdegen.Interpolant(sdegen.CondOT())
@@ -409,6 +424,8 @@ def main() -> None:
     quantised(model)
     kept(model)
     assert len(steered(model)) == 4
+    with tempfile.TemporaryDirectory() as directory:
+        many(model, directory)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The pages of docs/: every Python block runs as printed, in order, in one namespace, with its page's peer installed."""
+"""The pages of docs/: every Python block runs as printed, in order, in one namespace, beside the peer it speaks of."""
 
 from __future__ import annotations
 

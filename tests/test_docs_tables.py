@@ -6,7 +6,6 @@ import re
 from pathlib import Path
 
 import pytest
-import torch
 
 import sdegen
 
@@ -46,11 +45,12 @@ def as_network(path: sdegen.GaussianPath, predicts: str) -> sdegen.ScoreModel:
 
 
 def works(model: sdegen.Model, solver: sdegen.Solver, u: tuple[float, float] | None = None) -> bool:
-    """Whether it samples; a refusal that is no ValueError of an end counts as a failure of the test."""
+    """Whether it samples; a refusal for another reason than the network's end is a failure of the test."""
     try:
         x = sdegen.sample(model, (2, 2), solver, u=u)
     except ValueError as error:
-        assert "is singular for" in str(error)
+        if "is singular for" not in str(error):
+            raise
         return False
     assert bool(x.isfinite().all())
     return True

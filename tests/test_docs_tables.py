@@ -120,7 +120,6 @@ def test_the_solvers_of_the_page_can_be_made():
 TABLES = [("which_solver.md", "for", 1), ("which_number.md", "number", 0)]
 TABLES += [(page.name, "theirs", 1) for page in sorted(DOCS.glob("coming_from_*.md"))]
 ELSEWHERE = {"SdegenPipeline", "AdamsScheduler", "Azula"}  # of the interop, and of the page itself
-TO_COME = {"Standardize"}  # by another change
 
 
 @pytest.mark.parametrize(("page", "first", "column"), TABLES, ids=[page for page, *_ in TABLES])
@@ -129,4 +128,4 @@ def test_names_in_tables_are_public(page, first, column):
     calls = {name for row in rows(page, first) for name in re.findall(r"`(\w+)\(", row[column])}
     names = {name for name in calls if name[0].isupper() or first == "number"}
     assert names
-    assert names - ELSEWHERE - TO_COME <= set(vars(sdegen))
+    assert names - ELSEWHERE <= set(vars(sdegen))

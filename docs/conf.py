@@ -48,7 +48,8 @@ autodoc_preserve_defaults = True
 autosummary_generate = False
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
-smartquotes = False  # the docstrings' "t" is code
+napoleon_attr_annotations = False
+smartquotes_action = "D"  # dashes; in docstrings, quotation marks are code
 python_maximum_signature_line_length = 88
 
 html_theme = "furo"

@@ -113,6 +113,11 @@ def _convert(app: Sphinx, what: str, name: str, obj: object, options: object, li
     lines[:] = converted(lines)
 
 
+def _signature(app: Sphinx, what: str, name: str, obj: object, options: object, sig: str, back: str) -> object:
+    """A default that is made anew for every value, in a form that parses; None is no change."""
+    return (sig.replace("<factory>", "..."), back) if "<factory>" in (sig or "") else None
+
+
 def _skip(app: Sphinx, what: str, name: str, obj: object, skip: bool, options: object) -> bool | None:
     """Leave out a NamedTuple's fields, which the Attributes section explains, and what a public base documents."""
     doc = getattr(obj, "__doc__", None) or ""
@@ -143,5 +148,6 @@ def _resolve(app: Sphinx, env: BuildEnvironment, node: Element, contnode: Elemen
 def setup(app: Sphinx) -> None:
     """Before napoleon, whose priority is 500."""
     app.connect("autodoc-process-docstring", _convert, priority=400)
+    app.connect("autodoc-process-signature", _signature)
     app.connect("autodoc-skip-member", _skip)
     app.connect("missing-reference", _resolve)

@@ -75,6 +75,13 @@ class DDPM(VariancePreserving):
         TypeError: for betas that are not real numbers.
         ValueError: for betas outside (0, 1), the last one's 1 excepted; it names the first one.
 
+    Examples:
+        >>> path = sdegen.DDPM([0.1, 0.2, 0.5])
+        >>> path.alpha(torch.tensor(1.0)) ** 2  # 0.9 * 0.8 * 0.5
+        tensor(0.3600)
+        >>> sdegen.DDPM.linear().steps
+        1000
+
     References:
         Denoising Diffusion Probabilistic Models, Ho et al., 2020, arXiv:2006.11239.
         Common Diffusion Noise Schedules and Sample Steps are Flawed, Lin et al., 2024, arXiv:2305.08891.

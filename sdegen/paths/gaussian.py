@@ -71,6 +71,11 @@ class Slopes(NamedTuple):
         alpha: d alpha/dt.
         sigma: d sigma/dt.
         variance: d sigma^2/dt, finite where sigma' is not.
+
+    Examples:
+        >>> slopes = sdegen.CondOT().slopes(torch.tensor(0.25))
+        >>> slopes.alpha, slopes.sigma, slopes.variance  # d sigma^2/dt = -2 (1 - t)
+        (tensor(1.), tensor(-1.), tensor(-1.5000))
     """
 
     alpha: Tensor
@@ -107,6 +112,12 @@ class GaussianPath(ABC):
         steps: the length of the chain, on a path that is one, and None on others.
         has_score: whether the source is Gaussian noise, independent of the data.
         source: what else is at the noise end, None for Gaussian noise.
+
+    Examples:
+        >>> path = sdegen.VPSDE()
+        >>> t = path.time(torch.tensor(0.3, dtype=torch.float64))  # where u = sigma/(alpha + sigma) is 0.3
+        >>> f"{path.clock(t):.6f}"
+        '0.300000'
     """
 
     t_data: float = 0.0

@@ -145,6 +145,15 @@ class Model(nn.Module, ABC):
         exact: whether its answers are conditional expectations in closed form.
         learns_variance: whether its network also answers for the variance of a chain's steps.
         clips: whether x_hat is held in the range of the data, so that no error of the network can grow beyond it.
+
+    Examples:
+        >>> model = sdegen.Gaussian([1.0], 0.5).model(sdegen.CondOT())
+        >>> isinstance(model, sdegen.Model), model.exact, model.predicts
+        (True, True, None)
+        >>> x_t, t = torch.tensor([[0.3]]), torch.tensor([0.6])
+        >>> x_hat, eps_hat = model.denoise(x_t, t)
+        >>> torch.allclose(0.6 * x_hat + 0.4 * eps_hat, x_t)  # alpha x_hat + sigma eps_hat
+        True
     """
 
     path: GaussianPath

@@ -62,6 +62,13 @@ class GaussianMixture:
         TypeError: for what is no array of real numbers.
         ValueError: for shapes that do not match, stds or weights that are not positive, covariances that are not
             symmetric positive definite.
+
+    Examples:
+        >>> law = sdegen.GaussianMixture([[-1.0], [1.0]], 0.1)
+        >>> law.sample(1000).shape
+        torch.Size([1000, 1])
+        >>> f"{law.log_prob(torch.tensor([[1.0]])).item():.4f}"  # log 1/2 - log(0.1 sqrt(2 pi))
+        '0.6905'
     """
 
     def __init__(
@@ -219,6 +226,13 @@ class Gaussian(GaussianMixture):
     Raises:
         TypeError: as in `GaussianMixture`.
         ValueError: as in `GaussianMixture`, and for a mean that is a number.
+
+    Examples:
+        >>> law = sdegen.Gaussian([0.0, 0.0], 1.0)
+        >>> f"{law.log_prob(torch.zeros(1, 2)).item():.4f}"  # -log(2 pi)
+        '-1.8379'
+        >>> law.marginal(sdegen.VPSDE(), 0.5).log_prob(torch.zeros(1, 2)).round(decimals=4)  # the path keeps N(0, I)
+        tensor([-1.8379])
     """
 
     def __init__(self, mean: Numbers, std: Numbers | None = None, *, covariance: Numbers | None = None):

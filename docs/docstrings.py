@@ -4,6 +4,8 @@
     `name`                              a link where it is a public name of sdegen, else code
     References                          a list of one item each, arXiv numbers as links
     * | _ elsewhere                     themselves, but for *emphasis*
+
+Types in signatures, named by the file they come from, become links to the same places.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import importlib
 import re
 import sys
 from collections.abc import Iterator
+from types import FunctionType
 from typing import TYPE_CHECKING
 
 import sdegen
@@ -29,18 +32,17 @@ ARXIV = re.compile(r"arXiv:(\d{4}\.\d{4,5})")
 LEAVES = ("sdegen.nets", "sdegen.datasets", "sdegen.interop", "sdegen.interop.diffusers", "sdegen.plot")
 
 
-def public_names() -> dict[str, str]:
-    """Every public name with the place it is documented at, as {"Adams": "sdegen.Adams", "MLP": "sdegen.nets.MLP"}."""
-    names = {name: f"sdegen.{name}" for name in sdegen.__all__ if name != "__version__"}
+def public_names() -> list[tuple[str, str]]:
+    """(module, name) of everything a user is meant to name: `__all__`, or what a leaf without one defines."""
+    names = [("sdegen", name) for name in sdegen.__all__ if name != "__version__"]
     for leaf in LEAVES:
         module = importlib.import_module(leaf)
-        here = [n for n, value in vars(module).items() if getattr(value, "__module__", None) == leaf and n[0] != "_"]
-        for name in getattr(module, "__all__", here):
-            names.setdefault(name, f"{leaf}.{name}")
+        own = [n for n, v in vars(module).items() if isinstance(v, (type, FunctionType)) and v.__module__ == leaf]
+        names += [(leaf, name) for name in getattr(module, "__all__", own) if name[0] != "_"]
     return names
 
 
-PUBLIC = public_names()
+PUBLIC = {name: f"{module}.{name}" for module, name in reversed(public_names())}  # the core's before a leaf's
 
 
 def inline(line: str) -> str:

@@ -39,8 +39,8 @@ class ScoreModel(Model):
         ValueError: an unknown prediction, or one that the path has not; later, an output of another shape.
 
     Examples:
-        >>> from sdegen.nets import MLP
-        >>> model = sdegen.ScoreModel(MLP(2), sdegen.VPSDE())
+        >>> net = lambda x, t: torch.tanh(x) * t[:, None]  # yours is trained by `loss`
+        >>> model = sdegen.ScoreModel(net, sdegen.VPSDE())
         >>> x_t, t = torch.randn(64, 2), torch.rand(64)
         >>> sigma = model.path.sigma(t)[:, None]
         >>> torch.allclose(model.score(x_t, t) * sigma, -model.eps(x_t, t))

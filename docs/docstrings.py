@@ -1,7 +1,7 @@
 """The house's docstrings as reStructuredText for napoleon, so that they can stay plain text in the source.
 
     blocks indented by four spaces      stay as they stand: formulas, tables, or Python
-    `name`                              a link where it is a public name of sdegen, else code
+    `name`, `name(...)`                 a link where it is a public name of sdegen, else code
     References                          a list of one item each, arXiv numbers as links
     * | _ elsewhere                     themselves, but for *emphasis*
 
@@ -54,8 +54,10 @@ def inline(line: str) -> str:
 
 
 def _code(text: str) -> str:
-    name = text.removeprefix("sdegen.")
-    return f":py:obj:`{name} <{PUBLIC[name]}>`" if name in PUBLIC else f"``{text}``"
+    text = text.removeprefix("sdegen.")
+    name = re.match(r"\w*", text)[0]
+    linked = name in PUBLIC and re.fullmatch(r"\w+(\.\w+)?(\([^<>`]*\))?", text)
+    return f":py:obj:`{text} <{PUBLIC[name]}>`" if linked else f"``{text}``"
 
 
 def references(lines: list[str]) -> Iterator[str]:

@@ -13,11 +13,9 @@ from __future__ import annotations
 import importlib
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from types import FunctionType
 from typing import TYPE_CHECKING
-
-import sdegen
 
 if TYPE_CHECKING:
     from docutils.nodes import Element
@@ -33,88 +31,88 @@ LEAVES = ("sdegen.nets", "sdegen.datasets", "sdegen.interop", "sdegen.interop.di
 
 
 def public_names() -> list[tuple[str, str]]:
-    """(module, name) of everything a user is meant to name: `__all__`, or what a leaf without one defines."""
-    names = [("sdegen", name) for name in sdegen.__all__ if name != "__version__"]
-    for leaf in LEAVES:
-        module = importlib.import_module(leaf)
-        own = [n for n, v in vars(module).items() if isinstance(v, (type, FunctionType)) and v.__module__ == leaf]
-        names += [(leaf, name) for name in getattr(module, "__all__", own) if name[0] != "_"]
+    """(module, name) of every class and function for users: of `__all__`, or what a leaf without one defines."""
+    names: list[tuple[str, str]] = []
+    for place in ("sdegen", *LEAVES):
+        held = vars(importlib.import_module(place))
+        own = [n for n, v in held.items() if isinstance(v, (type, FunctionType)) and v.__module__ == place]
+        listed = [n for n in held.get("__all__", own) if n[0] != "_"]
+        names += [(place, n) for n in listed if callable(held.get(n, callable))]  # what is imported later is trusted
     return names
 
 
 PUBLIC = {name: f"{module}.{name}" for module, name in reversed(public_names())}  # the core's before a leaf's
 
 
-def inline(line: str) -> str:
+def links(name: str) -> dict[str, str]:
+    """What a word in the docstring of `name` may mean: a name of the core, or of the leaf it stands in."""
+    return {n: f"{m}.{n}" for m, n in reversed(public_names()) if m == "sdegen" or name.startswith(m)}
+
+
+def inline(line: str, names: Mapping[str, str]) -> str:
     """One line of prose: what stands between backticks as a link or as code, the rest with its signs escaped."""
     parts = BACKTICKED.split(line)
     parts[0::2] = [SIGNS.sub(lambda found: found[1] or f"\\{found[0]}", part) for part in parts[0::2]]
-    parts[1::2] = [_code(part.strip("`")) for part in parts[1::2]]
+    parts[1::2] = [_code(part.strip("`"), names) for part in parts[1::2]]
     return "".join(parts)
 
 
-def _code(text: str) -> str:
+def _code(text: str, names: Mapping[str, str]) -> str:
     text = text.removeprefix("sdegen.")
-    name = re.match(r"\w*", text)[0]
-    linked = name in PUBLIC and re.fullmatch(r"\w+(\.\w+)?(\([^<>`]*\))?", text)
-    return f":py:obj:`{text} <{PUBLIC[name]}>`" if linked else f"``{text}``"
+    found = re.fullmatch(r"(\w+)(\.\w+)?(\([^<>`]*\))?", text)
+    return f":py:obj:`{text} <{names[found[1]]}>`" if found and found[1] in names else f"``{text}``"
 
 
-def references(lines: list[str]) -> Iterator[str]:
+def references(lines: list[str], names: Mapping[str, str]) -> Iterator[str]:
     """The items of a References section, each of which ends with a full stop at the end of a line."""
     item: list[str] = []
     for line in filter(str.strip, lines):
         item.append(line.strip())
-        if line.endswith(".") or line.endswith(")"):
-            text = ARXIV.sub(r"`arXiv:\1 <https://arxiv.org/abs/\1>`__", inline(" ".join(item)))
-            yield f"    - {text}"
+        if line.endswith((".", ")")):
+            text = inline(" ".join(item), names)
+            yield "    - " + ARXIV.sub(r"`arXiv:\1 <https://arxiv.org/abs/\1>`__", text)
             item = []
     if item:
-        yield f"    - {inline(' '.join(item))}"
+        yield "    - " + inline(" ".join(item), names)
 
 
-def prose(lines: list[str]) -> Iterator[str]:
+def prose(lines: list[str], names: Mapping[str, str]) -> Iterator[str]:
     """Paragraphs, and as literal blocks whatever is indented by four spaces after an empty line."""
     k = 0
     while k < len(lines):
         if lines[k].startswith("    ") and (k == 0 or not lines[k - 1].strip()):
             end = next((j for j in range(k, len(lines)) if lines[j].strip() and lines[j][0] != " "), len(lines))
-            block = lines[k:end]
-            yield f".. code-block:: {'python' if PYTHON.search(chr(10).join(block)) else 'text'}"
-            yield ""
-            yield from block
-            if block[-1].strip():
-                yield ""
+            language = "python" if PYTHON.search("\n".join(lines[k:end])) else "text"
+            yield from (f".. code-block:: {language}", "", *lines[k:end])
             k = end
         else:
-            yield inline(re.sub(r"::$", ":", lines[k]))
+            yield inline(re.sub(r"::$", ":", lines[k]), names)
             k += 1
 
 
-def section(title: str, lines: list[str]) -> Iterator[str]:
+def section(title: str, lines: list[str], names: Mapping[str, str]) -> Iterator[str]:
     """One of Google's sections."""
     yield title
     if title == "References:":
-        yield from references(lines)
-        yield ""
+        yield from (*references(lines, names), "")
     elif title == "Examples:":
         yield from lines
     else:
-        yield from map(inline, lines)
+        yield from (inline(line, names) for line in lines)
 
 
-def converted(lines: list[str]) -> list[str]:
-    """A whole docstring."""
+def converted(lines: list[str], names: Mapping[str, str]) -> list[str]:
+    """A whole docstring, with links to `names`."""
     starts = [k for k, line in enumerate(lines) if SECTION.match(line)]
     ends = [*starts, len(lines)][1:]
-    result = list(prose(lines[: starts[0]] if starts else lines))
+    result = list(prose(lines[: starts[0]] if starts else lines, names))
     for start, end in zip(starts, ends, strict=True):
-        result.extend(section(lines[start], lines[start + 1 : end]))
+        result.extend(section(lines[start], lines[start + 1 : end], names))
     return result
 
 
 def _convert(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
-    lines[:] = converted(lines)
+    lines[:] = converted(lines, links(name))
 
 
 def _signature(app: Sphinx, what: str, name: str, obj: object, options: object, sig: str, back: str) -> object:
@@ -143,7 +141,7 @@ def _resolve(app: Sphinx, env: BuildEnvironment, node: Element, contnode: Elemen
     name = target.rsplit(".", 1)[-1]
     if node.get("refdomain") != "py":
         return None
-    if name in PUBLIC and target != PUBLIC[name]:
+    if name in PUBLIC and target != PUBLIC[name] and target.startswith(("sdegen.", name)):
         domain = env.get_domain("py")
         return domain.resolve_xref(env, node["refdoc"], app.builder, "obj", PUBLIC[name], node, contnode)
     return None if target in PUBLIC.values() else contnode

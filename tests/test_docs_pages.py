@@ -9,6 +9,7 @@ import sys
 from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
+from runpy import run_path
 
 import pytest
 
@@ -16,10 +17,8 @@ import sdegen
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
-sys.path.append(str(DOCS))
-
-from docstrings import converted, public_names  # noqa: E402
-
+PAGES = run_path(str(DOCS / "docstrings.py"))
+converted, links, public_names = (PAGES[name] for name in ("converted", "links", "public_names"))
 LOADED = {"script": ["src"], "img": ["src", "srcset"], "link": ["href"], "source": ["src", "srcset"], "iframe": ["src"]}
 
 
@@ -69,8 +68,9 @@ References:
     2020, arXiv:2006.11239.
     Another, 2021."""
     link = ":py:obj:`Adams <sdegen.Adams>`"
+    found = converted(lines.splitlines(), links("sdegen.Heun"))
     assert (
-        "\n".join(converted(lines.splitlines())).rstrip()
+        "\n".join(found).rstrip()
         == rf"""A formula with B in (B, \*event), \|x\|, and *this*.
 
 .. code-block:: text
@@ -87,7 +87,12 @@ References:
 
 def test_a_program_in_a_docstring_is_python():
     lines = ["Write your own::", "", "    class Mine(sdegen.Solver):", "        pass"]
-    assert converted(lines)[:3] == ["Write your own:", "", ".. code-block:: python"]
+    assert converted(lines, {})[:3] == ["Write your own:", "", ".. code-block:: python"]
+
+
+def test_a_leaf_has_names_of_its_own():
+    assert "two_moons" in links("sdegen.datasets.swiss_roll")
+    assert "two_moons" not in links("sdegen.sample")
 
 
 @pytest.fixture(scope="module")

@@ -99,6 +99,11 @@ class Quantized:
         Raises:
             TypeError: as for the class.
             ValueError: as for the class.
+
+        Examples:
+            >>> cells = sdegen.Quantized.centred(256)
+            >>> cells.centre(torch.tensor([0.0, 255.0])).round(decimals=4)  # levels, where Quantized(256) has edges
+            tensor([-1.,  1.])
         """
         ends = Discretized(levels, low, high)
         half = 0.5 * ends.cell
@@ -136,6 +141,11 @@ class Quantized:
             TypeError: for an n that is no tensor of numbers, or another argument of another type.
             ValueError: for a value that is not one of the levels (on an accelerator, where looking would wait for the
                 device, its y is NaN instead), and for a dtype too coarse for so many levels.
+
+        Examples:
+            >>> y = sdegen.Quantized(2).dequantise(torch.tensor([0.0, 1.0]))
+            >>> bool(-1 <= y[0] < 0 <= y[1] < 1)
+            True
 
         References:
             A note on the evaluation of generative models, Theis et al., 2016, arXiv:1511.01844.
@@ -179,6 +189,10 @@ class Quantized:
         Raises:
             TypeError: for a y that is no floating tensor.
             ValueError: for a dtype too coarse for so many levels.
+
+        Examples:
+            >>> sdegen.Quantized(2).quantise(torch.tensor([-0.7, -0.1, 0.2]))
+            tensor([0., 0., 1.])
         """
         if not isinstance(y, Tensor) or not y.is_floating_point():
             received = f"dtype {y.dtype}" if isinstance(y, Tensor) else type(y).__name__
@@ -208,6 +222,11 @@ class Quantized:
         Raises:
             TypeError: a size that is not an integer.
             ValueError: a size below 1.
+
+        Examples:
+            >>> uniform = -3 * torch.tensor(2.0).log()  # log p(y) on [-1, 1)^3
+            >>> sdegen.Quantized(256).bits_per_dim(uniform, 3).round(decimals=3)
+            tensor(8.)
         """
         sizes = event if isinstance(event, Sequence) else (event,)
         d = math.prod(_checks.whole("every size in event", size) for size in sizes)

@@ -95,6 +95,12 @@ class Importance:
         Raises:
             TypeError: `f` returns no such tensor.
             ValueError: `f` returns a tensor of another length.
+
+        Examples:
+            >>> model = sdegen.Gaussian([0.0], 2.0).model(sdegen.CondOT())
+            >>> found = sdegen.importance(model, lambda x: -0.5 * x[:, 0] ** 2, 500, shape=(1,))
+            >>> f"{found.mean(lambda x: torch.ones(len(x))).value:.4f}"  # the weights are normalised
+            '1.0000'
         """
         values, n = f(self.samples.clone()), len(self.samples)
         if not isinstance(values, Tensor) or values.is_complex():

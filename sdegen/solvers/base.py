@@ -118,7 +118,14 @@ class Problem:
         return replace(self, y=self.y[rows], cond=received, generator=generator, probes=probes)
 
     def knots(self, grid: Grid | Tensor, steps: int) -> tuple[Tensor, Tensor]:
-        """(u, t) at the steps + 1 knots of `grid` from u_from to u_to, float64 on the CPU; the ends are met exactly."""
+        """(u, t) at the steps + 1 knots of `grid` from u_from to u_to, float64 on the CPU; the ends are met exactly.
+
+        Examples:
+            >>> model = sdegen.Gaussian([1.0], 0.5).model(sdegen.CondOT())
+            >>> problem = sdegen.Problem(model, torch.zeros(1, 1), u_from=0.0, u_to=1.0)
+            >>> problem.knots(sdegen.PowerGrid(1), 2)[0].tolist()  # towards noise
+            [0.0, 0.5, 1.0]
+        """
         laid = self.lay(grid, steps)
         return laid.u, laid.t
 

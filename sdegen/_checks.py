@@ -19,11 +19,24 @@ from sdegen._shapes import Generators
 
 
 class NonFiniteError(ValueError):
-    """A state or a network output became NaN or infinite; the message names the clock and counts the samples."""
+    """A state or a network output became NaN or infinite; the message names the clock and counts the samples.
+
+    Examples:
+        >>> model = sdegen.ScoreModel(lambda x, t: x / 0, sdegen.VPSDE())
+        >>> sdegen.sample(model, (2, 1), sdegen.Adams(5))
+        Traceback (most recent call last):
+        ...
+        sdegen._checks.NonFiniteError: ...
+    """
 
 
 class AccuracyWarning(UserWarning):
-    """What was asked for runs, and is known or estimated to be less accurate than it was meant to be."""
+    """What was asked for runs, and is known or estimated to be less accurate than it was meant to be.
+
+    Examples:
+        >>> import warnings
+        >>> warnings.simplefilter("error", sdegen.AccuracyWarning)  # stop instead of going on
+    """
 
 
 def stacklevel_outside() -> int:
@@ -139,6 +152,14 @@ class Shared:
 
     Without it, a tensor whose first dimension is the size of the batch is taken to hold one row per sample, and is cut
     and reordered with the samples. The network receives `value` itself.
+
+    Examples:
+        >>> def net(x, t, table):
+        ...     return x * table.mean()
+        >>> model = sdegen.ScoreModel(net, sdegen.VPSDE())
+        >>> cond = {"table": sdegen.Shared(torch.ones(4, 7))}  # 4 rows, and no row for every one of the 4 samples
+        >>> sdegen.sample(model, (4, 2), sdegen.Adams(5), cond=cond).shape
+        torch.Size([4, 2])
     """
 
     value: object

@@ -27,6 +27,12 @@ def two_moons(n: int, *, noise: float = 0.05, generator: torch.Generator | None 
 
     Draws are, with equal odds, 4/3 ((cos a, sin a) - (1/2, 1/4)) or 4/3 ((1 - cos a, 1/2 - sin a) - (1/2, 1/4)), a
     uniform on [0, pi].
+
+    Examples:
+        >>> from sdegen.datasets import two_moons
+        >>> x = two_moons(1000, noise=0.0)
+        >>> x.shape, bool(x.mean(0).abs().max() < 0.2)
+        (torch.Size([1000, 2]), True)
     """
     noise = _checks.real("noise", noise, low=0.0)
     u = _uniform(n, 2, generator)
@@ -37,7 +43,14 @@ def two_moons(n: int, *, noise: float = 0.05, generator: torch.Generator | None 
 
 
 def eight_gaussians(n: int, *, std: float = 0.1, generator: torch.Generator | None = None) -> Tensor:
-    """Equal mixture of eight N(m_k, std^2 I), shape (n, 2): m_k = sqrt(2) (cos, sin)(k pi / 4), k = 0 ... 7."""
+    """Equal mixture of eight N(m_k, std^2 I), shape (n, 2): m_k = sqrt(2) (cos, sin)(k pi / 4), k = 0 ... 7.
+
+    Examples:
+        >>> from sdegen.datasets import eight_gaussians
+        >>> x = eight_gaussians(1000, std=0.0)
+        >>> x.norm(dim=1).unique().round(decimals=3).unique()
+        tensor([1.4140])
+    """
     std = _checks.real("std", std, low=0.0)
     u = _uniform(n, 1, generator)
     angle = (8 * u[:, 0]).floor() * (math.pi / 4)
@@ -46,7 +59,14 @@ def eight_gaussians(n: int, *, std: float = 0.1, generator: torch.Generator | No
 
 
 def checkerboard(n: int, *, generator: torch.Generator | None = None) -> Tensor:
-    """Density 1/8 on the eight unit squares of [-2, 2]^2 in which floor(x) + floor(y) is even, shape (n, 2)."""
+    """Density 1/8 on the eight unit squares of [-2, 2]^2 in which floor(x) + floor(y) is even, shape (n, 2).
+
+    Examples:
+        >>> from sdegen.datasets import checkerboard
+        >>> x = checkerboard(1000)
+        >>> (x.floor().sum(1).long() % 2).unique()  # on squares of one colour alone
+        tensor([0])
+    """
     u = _uniform(n, 3, generator)
     x = 4 * u[:, 0] - 2
     lower_or_upper = 2 * (u[:, 1] < 0.5).to(x)
@@ -55,7 +75,14 @@ def checkerboard(n: int, *, generator: torch.Generator | None = None) -> Tensor:
 
 
 def swiss_roll(n: int, *, noise: float = 0.05, generator: torch.Generator | None = None) -> Tensor:
-    """The spiral a (cos a, sin a)/7, a uniform on [3 pi/2, 9 pi/2], centred and blurred by N(0, noise^2 I); (n, 2)."""
+    """The spiral a (cos a, sin a)/7, a uniform on [3 pi/2, 9 pi/2], centred and blurred by N(0, noise^2 I); (n, 2).
+
+    Examples:
+        >>> from sdegen.datasets import swiss_roll
+        >>> x = swiss_roll(1000, noise=0.0)
+        >>> x.shape, bool(x.mean(0).abs().max() < 0.3)
+        (torch.Size([1000, 2]), True)
+    """
     noise = _checks.real("noise", noise, low=0.0)
     u = _uniform(n, 1, generator)
     a = 1.5 * math.pi * (1 + 2 * u)
@@ -77,6 +104,12 @@ def digits(split: str = "train", *, seed: int = 0) -> tuple[Tensor, Tensor]:
         TypeError: an argument of another type.
         ValueError: another split, or a negative seed.
         ImportError: scikit-learn is not installed.
+
+    Examples:
+        >>> from sdegen.datasets import digits
+        >>> images, labels = digits("test")
+        >>> images.shape, int(images.max()), labels.unique().tolist()
+        (torch.Size([360, 1, 8, 8]), 16, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9])
 
     References:
         Optical Recognition of Handwritten Digits, Alpaydin and Kaynak, 1998, UCI Machine Learning Repository.
@@ -119,6 +152,12 @@ def dequantise(images: Tensor, levels: int = 17, generator: Generators = None) -
         ValueError: a value that is not one of the levels. On an accelerator, where looking would wait for the device,
             its y is NaN instead.
 
+    Examples:
+        >>> from sdegen.datasets import dequantise
+        >>> y = dequantise(torch.tensor([[0.0, 16.0]]), levels=17)
+        >>> bool((y[0, 0] < 2 / 17 - 1) and (y[0, 1] >= 1 - 2 / 17))  # each on a cell of its own
+        True
+
     References:
         A note on the evaluation of generative models, Theis et al., 2016, arXiv:1511.01844.
     """
@@ -142,6 +181,12 @@ def bits_per_dim(log_prob: Tensor, event: int | Sequence[int], levels: int = 17)
     Raises:
         TypeError: a size or `levels` that is not an integer.
         ValueError: a size below 1, or `levels` below 2.
+
+    Examples:
+        >>> from sdegen.datasets import bits_per_dim
+        >>> uniform = -64 * torch.tensor(2.0).log()  # log p(y) on [-1, 1)^64
+        >>> bits_per_dim(uniform, (1, 8, 8), levels=16).round(decimals=3)  # log2 16
+        tensor(4.)
     """
     return Quantized(levels).bits_per_dim(log_prob, event)
 

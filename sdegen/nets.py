@@ -36,6 +36,11 @@ class TimeEmbedding(nn.Module):
         TypeError: an argument is not an integer.
         ValueError: an argument is below 1.
 
+    Examples:
+        >>> from sdegen.nets import TimeEmbedding
+        >>> TimeEmbedding(32, classes=10)(torch.rand(4), torch.tensor([0, 1, 2, 9])).shape
+        torch.Size([4, 32])
+
     References:
         Attention Is All You Need, Vaswani et al., 2017, arXiv:1706.03762 (the waves).
     """
@@ -95,6 +100,13 @@ class MLP(nn.Module):
     Raises:
         TypeError: an argument is not an integer.
         ValueError: an argument is below 1.
+
+    Examples:
+        >>> from sdegen.nets import MLP
+        >>> net = MLP(2, classes=3)
+        >>> out = net(torch.randn(8, 2), torch.rand(8), label=torch.zeros(8, dtype=torch.int64))
+        >>> out.shape, out.abs().max().item()  # it begins as the zero function
+        (torch.Size([8, 2]), 0.0)
     """
 
     def __init__(self, dim: int, hidden: int = 128, depth: int = 3, classes: int | None = None) -> None:
@@ -139,6 +151,12 @@ class UNet(nn.Module):
     Raises:
         TypeError: an argument is not an integer, or a multiplier is none.
         ValueError: an argument is below 1, or there is no level.
+
+    Examples:
+        >>> from sdegen.nets import UNet
+        >>> net = UNet(channels=3, width=16, multipliers=(1, 2, 2))
+        >>> net(torch.randn(2, 3, 16, 12), torch.rand(2)).shape
+        torch.Size([2, 3, 16, 12])
 
     References:
         U-Net: Convolutional Networks for Biomedical Image Segmentation, Ronneberger et al., 2015, arXiv:1505.04597.

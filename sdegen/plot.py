@@ -29,6 +29,14 @@ def calls_against_error(comparison: Comparison, ax: Axes | None = None) -> Axes:
         TypeError: no Comparison, or no Axes.
         ValueError: a comparison without any finite error above zero, such as that of stochastic solvers.
         ImportError: matplotlib is not installed.
+
+    Examples:
+        >>> from sdegen.plot import calls_against_error
+        >>> model = sdegen.Gaussian([1.0], 0.5).model(sdegen.VPSDE())
+        >>> solvers = {"Adams": sdegen.Adams, "DDIM": sdegen.DDIM}
+        >>> ax = calls_against_error(sdegen.compare(model, solvers, x_T=torch.randn(64, 1), calls=[5, 10]))
+        >>> [line.get_label() for line in ax.lines]
+        ['Adams', 'DDIM']
     """
     if not isinstance(comparison, Comparison):
         raise TypeError(f"comparison must be what sdegen.compare returned, and it is {comparison!r}.")

@@ -48,6 +48,12 @@ class Solution:
         sample_calls: (B,) integers, with `ODESolver(steps_for="sample")`: the network calls that each sample took part
             in; None otherwise. `calls` then counts evaluations of a shrinking batch, `accepted` and `rejected` are
             sums over the samples, `t` and `u` hold the two ends.
+
+    Examples:
+        >>> model = sdegen.Gaussian([1.0], 0.5).model(sdegen.CondOT())
+        >>> solution = sdegen.solve(model, torch.randn(64, 1), sdegen.Adams(4, grid=sdegen.PowerGrid(1)))
+        >>> solution.u.tolist(), solution.calls
+        ([1.0, 0.75, 0.5, 0.25, 0.0], 4)
     """
 
     x: Tensor
@@ -110,6 +116,12 @@ def sample(
         TypeError: an argument of another type, before the first network call.
         ValueError: an argument that does not fit, before the first network call.
         NonFiniteError: a state became NaN or infinite.
+
+    Examples:
+        >>> law = sdegen.GaussianMixture([[-1.0], [1.0]], 0.3)
+        >>> x = sdegen.sample(law.model(sdegen.VPSDE()), (20_000, 1), sdegen.StochasticAdams(30))
+        >>> f"{x.mean().abs():.1f} {x.var():.1f}"  # 1 + 0.3^2
+        '0.0 1.1'
     """
     check_model(model)
     check_solver(solver)
@@ -179,6 +191,13 @@ def encode(
         TypeError: as `solve`, and for a solver that does not solve the ODE.
         ValueError: as `solve`.
         NonFiniteError: as `solve`.
+
+    Examples:
+        >>> model = sdegen.GaussianMixture([[-1.0], [1.0]], 0.3).model(sdegen.VPSDE())
+        >>> x = torch.tensor([[0.5], [1.5]])
+        >>> z = sdegen.encode(model, x)
+        >>> torch.allclose(sdegen.decode(model, z), x, atol=1e-4)
+        True
     """
     return solve(
         model,
@@ -226,6 +245,11 @@ def decode(
         TypeError: as `encode`.
         ValueError: as `encode`.
         NonFiniteError: as `encode`.
+
+    Examples:
+        >>> model = sdegen.Gaussian([1.0], 0.5).model(sdegen.CondOT())
+        >>> sdegen.decode(model, torch.tensor([[0.0], [2.0]])).round(decimals=3).tolist()  # 1 + 0.5 z
+        [[1.0], [2.0]]
     """
     return solve(
         model,
@@ -302,6 +326,12 @@ def solve(
         TypeError: an argument of another type, before the first network call.
         ValueError: an argument that does not fit, before the first network call.
         NonFiniteError: a state became NaN or infinite.
+
+    Examples:
+        >>> model = sdegen.Gaussian([1.0], 0.5).model(sdegen.VPSDE())
+        >>> solution = sdegen.solve(model, torch.randn(64, 1), sdegen.Adams(20), trajectory=True)
+        >>> solution.calls, solution.trajectory.shape
+        (20, torch.Size([21, 64, 1]))
     """
     check_model(model)
     x = _checks.batch("x", x)

@@ -79,6 +79,12 @@ def tune(
         ValueError: one latent; a solver without fixed steps on a grid, or that refuses this path, before the first
             network call.
         NonFiniteError: the state of the solver as it came, or of the fine solve, became NaN or infinite.
+
+    Examples:
+        >>> law = sdegen.GaussianMixture([[-1.0], [1.0]], 0.1)
+        >>> tuned = sdegen.tune(law.model(sdegen.CondOT()), sdegen.Adams(6), torch.randn(16, 1))
+        >>> type(tuned).__name__, tuned.steps
+        ('Adams', 6)
     """
     check_model(model)
     candidates = list(_candidates(solver))

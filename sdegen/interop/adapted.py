@@ -24,6 +24,13 @@ class Adapted(nn.Module):
 
     Raises:
         TypeError: one of the two is not callable.
+
+    Examples:
+        >>> from sdegen.interop import Adapted
+        >>> net = Adapted(lambda t, x: {"out": 0 * x}, lambda net, x, t: net(t, x)["out"])  # time first, dicts back
+        >>> model = sdegen.ScoreModel(net, sdegen.VPSDE())
+        >>> sdegen.sample(model, (4, 2), sdegen.Adams(5)).shape
+        torch.Size([4, 2])
     """
 
     def __init__(self, net: Callable[..., Tensor], call: Callable[..., Tensor]) -> None:

@@ -48,6 +48,14 @@ def from_edm(net: Callable[..., Tensor], *, sigma_min: float, sigma_max: float) 
         TypeError: for an argument of another type.
         ValueError: unless 0 < sigma_min < sigma_max.
 
+    Examples:
+        >>> from sdegen.interop import from_edm
+        >>> net = lambda x, sigma: x / (1 + sigma[:, None] ** 2)  # the denoiser of N(0, 1)
+        >>> model = from_edm(net, sigma_min=0.002, sigma_max=80.0)
+        >>> x = sdegen.sample(model, (1, 1), sdegen.Heun(40), x_T=torch.full((1, 1), 80.0))
+        >>> f"{x.item():.1f}"  # x_T is one deviation from the mean, and so is x
+        '1.0'
+
     References:
         Elucidating the Design Space of Diffusion-Based Generative Models, Karras et al., 2022, arXiv:2206.00364.
     """

@@ -35,6 +35,13 @@ def from_torchcfm(net: Callable[..., Tensor], path: GaussianPath | None = None, 
         TypeError: an argument of another type.
         ValueError: at the first call, for a `joined` network and an x that is not (B, d).
 
+    Examples:
+        >>> from sdegen.interop import from_torchcfm
+        >>> model = from_torchcfm(lambda t, x: -x)  # their order of arguments
+        >>> x = sdegen.sample(model, (1, 1), sdegen.Adams(40), x_T=torch.ones(1, 1))
+        >>> f"{x.item():.3f}"  # 1/e
+        '0.368'
+
     References:
         Improving and Generalizing Flow-Based Generative Models with Minibatch Optimal Transport, Tong et al., 2024,
         arXiv:2302.00482.
@@ -58,6 +65,12 @@ def from_flow_matching(net: Callable[..., Tensor], path: GaussianPath | None = N
 
     Raises:
         TypeError: an argument of another type.
+
+    Examples:
+        >>> from sdegen.interop import from_flow_matching
+        >>> model = from_flow_matching(lambda x, t: torch.ones_like(x))
+        >>> sdegen.sample(model, (1, 1), sdegen.ODESolver("rk4", steps=4), x_T=torch.zeros(1, 1)).round(decimals=4)
+        tensor([[1.]])
 
     References:
         Flow Matching Guide and Code, Lipman et al., 2024, arXiv:2412.06264.

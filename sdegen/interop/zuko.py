@@ -69,6 +69,14 @@ class FlowDequantiser(nn.Module):
         ValueError: a flow whose density is an estimate, such as CNF(exact=False); at the first call, one of another
             dimension.
 
+    Examples:
+        >>> import zuko
+        >>> from sdegen.interop import FlowDequantiser
+        >>> flow = zuko.flows.MAF(features=4, context=4, transforms=1)
+        >>> u, log_r = FlowDequantiser(flow, sdegen.Quantized(17)).sample(torch.tensor([[0.0, 3.0, 8.0, 16.0]]))
+        >>> bool(((u >= 0) & (u < 1)).all()), u.shape, log_r.shape
+        (True, torch.Size([1, 4]), torch.Size([1]))
+
     References:
         Flow++, Ho et al., 2019, arXiv:1902.00275.
     """

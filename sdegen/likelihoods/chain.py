@@ -297,6 +297,12 @@ def optimal_variance(
         ValueError: an argument that does not fit, before the first network call.
         NonFiniteError: for a network whose answer is NaN or infinite.
 
+    Examples:
+        >>> law, path = sdegen.Gaussian([1.0], 0.5), sdegen.DDPM.linear(10)
+        >>> variances = sdegen.optimal_variance(law.model(path), law.sample(1000))
+        >>> variances.shape, bool((variances[1:] < 1.1 * path.betas[1:]).all())  # beta is the most, but for the draws
+        (torch.Size([10]), True)
+
     References:
         Analytic-DPM, Bao et al., 2022, arXiv:2201.06503.
         Estimating the Optimal Covariance with Imperfect Mean in Diffusion Probabilistic Models, Bao et al., 2022,

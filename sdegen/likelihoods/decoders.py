@@ -42,6 +42,13 @@ class Discretized:
     Raises:
         TypeError: a number of levels that is not an integer, or an end that is not a number.
         ValueError: fewer than two levels, or low >= high.
+
+    Examples:
+        >>> decoder = sdegen.Discretized(levels=4, low=0.0, high=3.0)
+        >>> mean, std = torch.full((4, 1), 1.2), torch.tensor(0.5)
+        >>> logp = decoder.log_prob(torch.arange(4.0)[:, None], mean, std)
+        >>> f"{logp.exp().sum():.4f}"  # the masses of all levels add up to one
+        '1.0000'
     """
 
     levels: int = 256

@@ -43,6 +43,13 @@ class EntropyForm:
             variance is the true one. Of a chain that ends at noised data the first is the decoder's, and K counts it.
         model: what the model's mean costs in each step at each sample, (B, K), from the data on; zero for the exact
             model.
+
+    Examples:
+        >>> law = sdegen.Gaussian([1.0], 0.5)
+        >>> parts = sdegen.entropy_form(law.model(sdegen.DDPM.linear(20)), law, law.sample(64))
+        >>> total = parts.prior + parts.entropy + parts.chain.sum() + parts.model.sum(1).mean()
+        >>> bool(abs(parts.total - total) < 1e-5)
+        True
     """
 
     kind: ClassVar[str] = "bound"
@@ -99,6 +106,13 @@ def entropy_form(
         TypeError: an argument of another type, before the first network call.
         ValueError: an argument that does not fit, before the first network call.
         NonFiniteError: for a network whose answer is NaN or infinite.
+
+    Examples:
+        >>> law = sdegen.Gaussian([1.0], 0.5)
+        >>> model = law.model(sdegen.DDPM.linear(100))
+        >>> parts = sdegen.entropy_form(model, law, law.sample(64))
+        >>> f"{parts.entropy:.4f} {parts.model.abs().max():.4f}"  # the exact model's own error is zero
+        '0.7258 0.0000'
     """
     if not isinstance(data, Gaussian):
         raise TypeError(f"The true reverse kernel is known for a Gaussian, and data is {data!r}.")

@@ -58,6 +58,13 @@ class VLB:
         standard_error: of the sum of `transitions`, (B,), where these were estimated at random steps or clocks, else
             None. It measures the spread over the choice of these steps and, unless `noise` fixed it, over the eps at
             each of them; the decoder's term is computed at a single eps, whose spread is not part of it.
+
+    Examples:
+        >>> model = sdegen.Gaussian([1.0], 0.5).model(sdegen.DDPM.linear(100))
+        >>> bound = sdegen.vlb(model, torch.ones(3, 1))
+        >>> parts = bound.prior + bound.transitions.sum(1) + bound.decoder
+        >>> torch.allclose(bound.total, parts), bound.transitions.shape
+        (True, torch.Size([3, 99]))
     """
 
     kind: ClassVar[str] = "bound"
@@ -106,6 +113,12 @@ class IWAE:
         kind: "bound": in expectation, `log_prob` of one draw of the paths may lie above log p(x).
         log_weights: log w of every path, (B, samples).
         size: d, the number of values in one sample.
+
+    Examples:
+        >>> model = sdegen.Gaussian([1.0], 0.5).model(sdegen.DDPM.linear(20))
+        >>> bound = sdegen.iwae(model, torch.ones(3, 1), samples=8)
+        >>> bound.log_weights.shape, bound.effective_samples.shape
+        (torch.Size([3, 8]), torch.Size([3]))
     """
 
     kind: ClassVar[str] = "bound"
@@ -192,6 +205,13 @@ def vlb(
         ValueError: an argument that does not fit, such as data off the decoder's levels, before the first network call.
         NonFiniteError: for a bound that is NaN or infinite.
 
+    Examples:
+        >>> law = sdegen.Gaussian([1.0], 0.5)
+        >>> x = law.sample(1000)
+        >>> bound = sdegen.vlb(law.model(sdegen.DDPM.linear(100)), x)
+        >>> bool(bound.total.mean() > -law.log_prob(x).mean())
+        True
+
     References:
         Denoising Diffusion Probabilistic Models, Ho et al., 2020, arXiv:2006.11239.
     """
@@ -254,6 +274,13 @@ def iwae(
         TypeError: an argument of another type, before the first network call.
         ValueError: an argument that does not fit, before the first network call.
         NonFiniteError: for a bound that is NaN or infinite.
+
+    Examples:
+        >>> law = sdegen.Gaussian([1.0], 0.5)
+        >>> model, x = law.model(sdegen.DDPM.linear(50)), law.sample(200)
+        >>> one, many = (sdegen.iwae(model, x, samples).log_prob.mean() for samples in (1, 16))
+        >>> bool(one < many)  # more paths, a tighter bound
+        True
 
     References:
         Importance Weighted Autoencoders, Burda et al., 2016, arXiv:1509.00519.

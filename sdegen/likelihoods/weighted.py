@@ -39,6 +39,12 @@ class Estimate(NamedTuple):
     Attributes:
         value: the estimate.
         standard_error: of it, shaped alike; NaN for a single draw.
+
+    Examples:
+        >>> model = sdegen.Gaussian([0.0], 1.0).model(sdegen.CondOT())
+        >>> mean = sdegen.importance(model, lambda x: -0.5 * x[:, 0] ** 2, 400, shape=(1,)).mean(lambda x: x)
+        >>> bool(mean.value.abs() < 5 * mean.standard_error)
+        True
     """
 
     value: Tensor
@@ -52,6 +58,12 @@ class Importance:
     Attributes:
         samples: (n, *event).
         log_weights: log_target - log p, (n,), in nats, float64; -inf where the law has no mass.
+
+    Examples:
+        >>> model = sdegen.Gaussian([0.0], 2.0).model(sdegen.CondOT())
+        >>> found = sdegen.importance(model, lambda x: -0.5 * x[:, 0] ** 2, 500, shape=(1,))
+        >>> bool(found.effective_size < 500), f"{found.mean(lambda x: x[:, 0] ** 2).value:.0f}"  # that of N(0, 1)
+        (True, '1')
     """
 
     samples: Tensor
@@ -83,6 +95,12 @@ class Importance:
         Raises:
             TypeError: `f` returns no such tensor.
             ValueError: `f` returns a tensor of another length.
+
+        Examples:
+            >>> model = sdegen.Gaussian([0.0], 2.0).model(sdegen.CondOT())
+            >>> found = sdegen.importance(model, lambda x: -0.5 * x[:, 0] ** 2, 500, shape=(1,))
+            >>> f"{found.mean(lambda x: torch.ones(len(x))).value:.4f}"  # the weights are normalised
+            '1.0000'
         """
         values, n = f(self.samples.clone()), len(self.samples)
         if not isinstance(values, Tensor) or values.is_complex():
@@ -141,6 +159,12 @@ def importance(
         ValueError: an argument that does not fit, before the first network call; `log_target` returns another shape,
             NaN or +inf, or -inf at every draw.
         NonFiniteError: a state or a log-density became NaN or infinite.
+
+    Examples:
+        >>> model = sdegen.Gaussian([0.0], 1.0).model(sdegen.CondOT())
+        >>> found = sdegen.importance(model, lambda x: -0.5 * x[:, 0] ** 2, 100, shape=(1,))
+        >>> f"{found.log_normaliser.value:.3f}"  # log sqrt(2 pi): the weights of an exact proposal are equal
+        '0.919'
 
     References:
         Monte Carlo Theory, Methods and Examples, Owen, 2013, chapter 9.

@@ -146,6 +146,15 @@ class Model(nn.Module, ABC):
         exact: whether its answers are conditional expectations in closed form.
         learns_variance: whether its network also answers for the variance of a chain's steps.
         clips: whether x_hat is held in the range of the data, so that no error of the network can grow beyond it.
+
+    Examples:
+        >>> model = sdegen.Gaussian([1.0], 0.5).model(sdegen.CondOT())
+        >>> isinstance(model, sdegen.Model), model.exact, model.predicts
+        (True, True, None)
+        >>> x_t, t = torch.tensor([[0.3]]), torch.tensor([0.6])
+        >>> x_hat, eps_hat = model.denoise(x_t, t)
+        >>> torch.allclose(0.6 * x_hat + 0.4 * eps_hat, x_t)  # alpha x_hat + sigma eps_hat
+        True
     """
 
     path: GaussianPath
@@ -212,6 +221,12 @@ class Model(nn.Module, ABC):
         Raises:
             TypeError: `path` is none.
             ValueError: the path has another source.
+
+        Examples:
+            >>> model = sdegen.Gaussian([1.0], 0.5).model(sdegen.VPSDE())
+            >>> x = sdegen.sample(model.on(sdegen.CondOT()), (1, 1), sdegen.Adams(20), x_T=torch.zeros(1, 1))
+            >>> f"{x.item():.3f}"
+            '1.000'
         """
 
     def gain(self, u: Tensor) -> Tensor:
@@ -329,6 +344,12 @@ class Model(nn.Module, ABC):
         Raises:
             TypeError: an argument of another type.
             ValueError: a time off the path, or at an end where D is infinite.
+
+        Examples:
+            >>> model = sdegen.Gaussian([0.0], 1.0).model(sdegen.CondOT())
+            >>> x_hat, eps_hat = model.denoise(torch.tensor([[1.0]]), 0.5)
+            >>> f"{x_hat.item():.3f} {eps_hat.item():.3f}"  # x_t = (x + eps)/2: both have the same share
+            '1.000 1.000'
         """
         y, u, D = self._answer_at(x_t, t, cond, lambda path, t, alpha, sigma: (-1.0, 1.0, 1.0), "slope")
         return (y - u * D).to(x_t.dtype), (y + (1 - u) * D).to(x_t.dtype)
@@ -347,19 +368,42 @@ class Model(nn.Module, ABC):
         Raises:
             TypeError: an argument of another type.
             ValueError: a time off the path, or at an end where the answer is infinite.
+
+        Examples:
+            >>> model = sdegen.Gaussian([0.0], 1.0).model(sdegen.CondOT())
+            >>> f"{model.eps(torch.tensor([[1.0]]), 0.5).item():.3f}"  # x_t = (x + eps)/2
+            '1.000'
         """
         return self._predict("eps", x_t, t, cond)
 
     def score(self, x_t: Tensor, t: float | Tensor, cond: Cond = None) -> Tensor:
-        """The gradient of log p_t at `x_t`, -eps/sigma (Tweedie's formula)."""
+        """The gradient of log p_t at `x_t`, -eps/sigma (Tweedie's formula).
+
+        Examples:
+            >>> model = sdegen.Gaussian([1.0], 0.5).model(sdegen.CondOT())
+            >>> f"{model.score(torch.tensor([[0.0]]), 0.999).item():.1f}"  # near that of N(1, 0.25) at 0: (1 - 0)/0.25
+            '4.0'
+        """
         return self._predict("score", x_t, t, cond)
 
     def data(self, x_t: Tensor, t: float | Tensor, cond: Cond = None) -> Tensor:
-        """E[x | x_t]: the denoised data."""
+        """E[x | x_t]: the denoised data.
+
+        Examples:
+            >>> model = sdegen.Gaussian([1.0], 0.5).model(sdegen.CondOT())
+            >>> f"{model.data(torch.tensor([[7.0]]), 0.0).item():.3f}"  # in pure noise, the mean of the data
+            '1.000'
+        """
         return self._predict("data", x_t, t, cond)
 
     def velocity(self, x_t: Tensor, t: float | Tensor, cond: Cond = None) -> Tensor:
-        """dx/dt of the probability-flow ODE in the path's own time, alpha' E[x | x_t] + sigma' E[eps | x_t]."""
+        """dx/dt of the probability-flow ODE in the path's own time, alpha' E[x | x_t] + sigma' E[eps | x_t].
+
+        Examples:
+            >>> model = sdegen.Gaussian([3.0], 1e-4).model(sdegen.CondOT())
+            >>> f"{model.velocity(torch.tensor([[1.0]]), 0.0).item():.3f}"  # from the noise 1 to the data 3
+            '2.000'
+        """
         return self._predict("velocity", x_t, t, cond)
 
     def v(self, x_t: Tensor, t: float | Tensor, cond: Cond = None) -> Tensor:

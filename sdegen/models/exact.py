@@ -62,6 +62,13 @@ class GaussianMixture:
         TypeError: for what is no array of real numbers.
         ValueError: for shapes that do not match, stds or weights that are not positive, covariances that are not
             symmetric positive definite.
+
+    Examples:
+        >>> law = sdegen.GaussianMixture([[-1.0], [1.0]], 0.1)
+        >>> law.sample(1000).shape
+        torch.Size([1000, 1])
+        >>> f"{law.log_prob(torch.tensor([[1.0]])).item():.4f}"  # log 1/2 - log(0.1 sqrt(2 pi))
+        '0.6905'
     """
 
     def __init__(
@@ -110,6 +117,10 @@ class GaussianMixture:
         Raises:
             TypeError: for a number or generators of another kind.
             ValueError: for another event, or generators of another number or device.
+
+        Examples:
+            >>> sdegen.GaussianMixture([[-1.0, 0.0], [1.0, 0.0]], 0.1).sample(5).shape
+            torch.Size([5, 2])
         """
         shape = tuple(n) if isinstance(n, (tuple, list)) else (n, *self.event_shape)
         if shape[1:] != self.event_shape:
@@ -132,7 +143,13 @@ class GaussianMixture:
         return means[which] + z
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """Log-density of `x` (B, *event) in nats, shape (B,)."""
+        """Log-density of `x` (B, *event) in nats, shape (B,).
+
+        Examples:
+            >>> law = sdegen.GaussianMixture([[0.0]], 1.0)
+            >>> f"{law.log_prob(torch.zeros(1, 1)).item():.4f}"  # -log sqrt(2 pi)
+            '-0.9189'
+        """
         self._check(x)
         products = self._products(x)
         if products is not None:
@@ -141,7 +158,13 @@ class GaussianMixture:
         return torch.logsumexp(_log_components(z, variances, log_weights), 1)
 
     def model(self, path: GaussianPath) -> Model:
-        """The exact model on `path`: its predictions are conditional expectations, with no error at all."""
+        """The exact model on `path`: its predictions are conditional expectations, with no error at all.
+
+        Examples:
+            >>> model = sdegen.GaussianMixture([[-1.0], [1.0]], 0.1).model(sdegen.VPSDE())
+            >>> f"{model.score(torch.zeros(1, 1), 0.5).abs().item():.4f}"  # by symmetry
+            '0.0000'
+        """
         return ExactModel(self, path)
 
     def marginal(self, path: GaussianPath, t: float) -> GaussianMixture:
@@ -157,6 +180,11 @@ class GaussianMixture:
         Raises:
             TypeError: for a path or a time of another kind.
             ValueError: for a time off the path, more than one, or a path with another source.
+
+        Examples:
+            >>> law = sdegen.Gaussian([4.0], 1e-3).marginal(sdegen.CondOT(), 0.5)  # N(2, 0.25), nearly
+            >>> f"{law.log_prob(torch.tensor([[2.0]])).item():.3f}"  # -log(0.5 sqrt(2 pi))
+            '-0.226'
         """
         _check_path(path)
         if path.source is not None:
@@ -219,6 +247,13 @@ class Gaussian(GaussianMixture):
     Raises:
         TypeError: as in `GaussianMixture`.
         ValueError: as in `GaussianMixture`, and for a mean that is a number.
+
+    Examples:
+        >>> law = sdegen.Gaussian([0.0, 0.0], 1.0)
+        >>> f"{law.log_prob(torch.zeros(1, 2)).item():.4f}"  # -log(2 pi)
+        '-1.8379'
+        >>> law.marginal(sdegen.VPSDE(), 0.5).log_prob(torch.zeros(1, 2)).round(decimals=4)  # the path keeps N(0, I)
+        tensor([-1.8379])
     """
 
     def __init__(self, mean: Numbers, std: Numbers | None = None, *, covariance: Numbers | None = None):

@@ -73,6 +73,16 @@ class ClassifierFree(Wrapped):
         TypeError: an argument of another type.
         ValueError: an argument that does not fit; later, a condition that is missing or not one row per sample.
 
+    Examples:
+        >>> law = {1.0: sdegen.Gaussian([2.0], 1.0), 0.0: sdegen.Gaussian([0.0], 1.0)}  # given c = 1, and for no c
+        >>> def net(x, t, c):
+        ...     models = [law[k].model(sdegen.VPSDE()) for k in (1.0, 0.0)]
+        ...     return torch.where(c[:, None] == 1, *(model.eps(x, t) for model in models))
+        >>> model = sdegen.ClassifierFree(sdegen.ScoreModel(net, sdegen.VPSDE()), 2.0, without={"c": 0.0})
+        >>> x = sdegen.sample(model, (5, 1), sdegen.Adams(30), x_T=torch.zeros(5, 1), cond={"c": torch.ones(5)})
+        >>> f"{x.mean():.1f}"  # two Gaussians of one deviation: twice as far from 0
+        '4.0'
+
     References:
         Classifier-Free Diffusion Guidance, Ho and Salimans, 2022, arXiv:2207.12598.
         Applying Guidance in a Limited Interval, Kynkaanniemi et al., 2024, arXiv:2404.07724.
@@ -118,6 +128,13 @@ class Guided(Steered):
     Raises:
         TypeError: an argument of another type.
         ValueError: an argument that does not fit; later, a log_weight of another shape, without a gradient or NaN.
+
+    Examples:
+        >>> model = sdegen.Gaussian([0.0], 1.0).model(sdegen.VPSDE())
+        >>> guided = sdegen.Guided(model, lambda x, t: 3 * x.sum(1))  # grad log w = 3
+        >>> x_t, t = torch.randn(4, 1), torch.rand(4)
+        >>> torch.allclose(guided.score(x_t, t), model.score(x_t, t) + 3, atol=1e-5)
+        True
 
     References:
         Diffusion Models Beat GANs on Image Synthesis, Dhariwal and Nichol, 2021, arXiv:2105.05233.
@@ -165,6 +182,11 @@ class Clipped(Wrapped):
     Raises:
         TypeError: an argument of another type.
         ValueError: an argument that does not fit.
+
+    Examples:
+        >>> model = sdegen.Clipped(sdegen.Gaussian([0.0], 1.0).model(sdegen.VPSDE()), -1.0, 1.0)
+        >>> bool(sdegen.sample(model, (100, 1), sdegen.Adams(20)).abs().max() < 1.01)
+        True
 
     References:
         Denoising Diffusion Probabilistic Models, Ho et al., 2020, arXiv:2006.11239.

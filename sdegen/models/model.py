@@ -43,6 +43,14 @@ class ScoreModel(Model):
     Raises:
         TypeError: an argument of another type; later, an output of the network that holds no real numbers.
         ValueError: an unknown prediction, or one that the path has not; later, an output of another shape.
+
+    Examples:
+        >>> net = lambda x, t: torch.tanh(x) * t[:, None]  # yours is trained by `loss`
+        >>> model = sdegen.ScoreModel(net, sdegen.VPSDE())
+        >>> x_t, t = torch.randn(64, 2), torch.rand(64)
+        >>> sigma = model.path.sigma(t)[:, None]
+        >>> torch.allclose(model.score(x_t, t) * sigma, -model.eps(x_t, t))
+        True
     """
 
     predicts: str

@@ -63,6 +63,14 @@ class Observed(Steered):
         TypeError: an argument of another type.
         ValueError: an argument that does not fit; later, an A that does not fit the events or the observation.
 
+    Examples:
+        >>> model = sdegen.Gaussian([0.0, 0.0], 1.0).model(sdegen.VPSDE())
+        >>> first = torch.tensor([[1.0, 0.0]])  # z = x_1 + N(0, 1), and it was 2
+        >>> posterior = sdegen.Observed(model, first, torch.tensor([2.0]), std=1.0)
+        >>> x = sdegen.sample(posterior, (1, 2), sdegen.Adams(40), x_T=torch.zeros(1, 2))
+        >>> x.round(decimals=1).tolist()  # E[x | z] = (z/2, 0)
+        [[1.0, 0.0]]
+
     References:
         Learning Diffusion Priors from Observations by Expectation Maximization, Rozet et al., 2024, arXiv:2405.13712.
         Pseudoinverse-Guided Diffusion Models for Inverse Problems, Song et al., 2023.

@@ -41,6 +41,13 @@ class Preconditioned(nn.Module):
         TypeError: for an argument of another type.
         ValueError: unless `sigma_data` is positive; later, at noise levels that are not, where c_noise is infinite.
 
+    Examples:
+        >>> from sdegen.nets import MLP
+        >>> model = sdegen.ScoreModel(sdegen.Preconditioned(MLP(2)), sdegen.EDM(), "data")
+        >>> x = sdegen.sample(model, (8, 2), sdegen.Heun(18))
+        >>> x.shape
+        torch.Size([8, 2])
+
     References:
         Elucidating the Design Space of Diffusion-Based Generative Models, Karras et al., 2022, arXiv:2206.00364.
     """

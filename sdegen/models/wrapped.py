@@ -71,6 +71,14 @@ class Wrapped(_Forwarding):
 
     Raises:
         TypeError: `model` is none.
+
+    Examples:
+        >>> class Pulled(sdegen.Wrapped):
+        ...     def change(self, D, y, u, r, t, cond):
+        ...         return D(y, cond=cond) + 0.1 * y
+        >>> model = Pulled(sdegen.Gaussian([0.0], 1.0).model(sdegen.CondOT()))
+        >>> sdegen.sample(model, (8, 1), sdegen.Adams(20)).shape
+        torch.Size([8, 1])
     """
 
     @abstractmethod

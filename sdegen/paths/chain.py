@@ -75,6 +75,13 @@ class DDPM(VariancePreserving):
         TypeError: for betas that are not real numbers.
         ValueError: for betas outside (0, 1), the last one's 1 excepted; it names the first one.
 
+    Examples:
+        >>> path = sdegen.DDPM([0.1, 0.2, 0.5])
+        >>> path.alpha(torch.tensor(1.0)) ** 2  # 0.9 * 0.8 * 0.5
+        tensor(0.3600)
+        >>> sdegen.DDPM.linear().steps
+        1000
+
     References:
         Denoising Diffusion Probabilistic Models, Ho et al., 2020, arXiv:2006.11239.
         Common Diffusion Noise Schedules and Sample Steps are Flawed, Lin et al., 2024, arXiv:2305.08891.
@@ -118,6 +125,11 @@ class DDPM(VariancePreserving):
         Raises:
             ValueError: for a beta outside (0, 1).
 
+        Examples:
+            >>> path = sdegen.DDPM.linear(1000)
+            >>> f"{path.betas[0]:.4f} {path.betas[-1]:.4f}"  # Ho et al.'s
+            '0.0001 0.0200'
+
         References:
             Denoising Diffusion Probabilistic Models, Ho et al., 2020, arXiv:2006.11239.
         """
@@ -138,6 +150,11 @@ class DDPM(VariancePreserving):
 
         Returns:
             The chain.
+
+        Examples:
+            >>> path = sdegen.DDPM.cosine(1000)
+            >>> f"{path.betas[-1]:.3f}"  # held at max_beta
+            '0.999'
 
         References:
             Improved Denoising Diffusion Probabilistic Models, Nichol and Dhariwal, 2021, arXiv:2102.09672.
@@ -163,6 +180,12 @@ class DDPM(VariancePreserving):
         Raises:
             TypeError: for a path of another kind.
             ValueError: for a path that is no chain's, or reaches pure noise without `max_beta`.
+
+        Examples:
+            >>> path = sdegen.DDPM.from_path(sdegen.VPSDE(), 10)
+            >>> t = torch.arange(1, 11) / 10
+            >>> torch.allclose(path.alpha(t), sdegen.VPSDE().alpha(t))  # the SDE observed on its grid
+            True
         """
         if not isinstance(path, GaussianPath):
             raise TypeError(f"path must be a GaussianPath such as VPSDE(), and it is {path!r}.")
@@ -205,6 +228,10 @@ class DDPM(VariancePreserving):
 
         Raises:
             ValueError: for times off the path.
+
+        Examples:
+            >>> sdegen.DDPM.linear(4).index(torch.tensor([0.25, 0.5, 1.0]))
+            tensor([0., 1., 3.])
         """
         return torch.clamp(self._position(self.checked_times(as_time(t)), slack=1e-9) - 1, min=0)
 
@@ -224,6 +251,13 @@ class DDPM(VariancePreserving):
 
         Raises:
             ValueError: for more steps than the chain has.
+
+        Examples:
+            >>> path = sdegen.DDPM.linear(1000)
+            >>> knots = path.respaced(50)
+            >>> model = sdegen.Gaussian([0.0], 1.0).model(path)
+            >>> sdegen.solve(model, torch.randn(4, 1), sdegen.DDIM(grid=knots)).calls
+            50
 
         References:
             Common Diffusion Noise Schedules and Sample Steps are Flawed, Lin et al., 2024, arXiv:2305.08891, table 2.

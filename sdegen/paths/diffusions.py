@@ -106,6 +106,13 @@ class VPSDE(_LinearBeta, VariancePreserving):
     Raises:
         ValueError: unless 0 < beta_min <= beta_max.
 
+    Examples:
+        >>> path, t = sdegen.VPSDE(), torch.linspace(0, 1, 5)
+        >>> torch.allclose(path.alpha(t) ** 2 + path.sigma(t) ** 2, torch.ones(5))
+        True
+        >>> f"{path.alpha(torch.tensor(1.0)):.4f}"  # exp(-(0.1 + 20) / 4): what is left of the data
+        '0.0066'
+
     References:
         Denoising Diffusion Probabilistic Models, Ho et al., 2020, arXiv:2006.11239.
         Score-Based Generative Modeling through Stochastic Differential Equations, Song et al., 2021, arXiv:2011.13456.
@@ -125,6 +132,11 @@ class SubVPSDE(_LinearBeta, GaussianPath):
 
     Raises:
         ValueError: unless 0 < beta_min <= beta_max.
+
+    Examples:
+        >>> t = torch.linspace(0, 1, 5)
+        >>> torch.allclose(sdegen.SubVPSDE().sigma(t), sdegen.VPSDE().sigma(t) ** 2)
+        True
 
     References:
         Score-Based Generative Modeling through Stochastic Differential Equations, Song et al., 2021, arXiv:2011.13456.
@@ -170,6 +182,10 @@ class CosineVPSDE(UnitVariance):
 
     Raises:
         ValueError: unless 0 < s < 1.
+
+    Examples:
+        >>> sdegen.CosineVPSDE().alpha(torch.tensor([0.0, 1.0]))
+        tensor([1., 0.])
 
     References:
         Improved Denoising Diffusion Probabilistic Models, Nichol and Dhariwal, 2021, arXiv:2102.09672.
@@ -228,6 +244,11 @@ class VESDE(GaussianPath):
     Raises:
         ValueError: unless 0 < sigma_min < sigma_max.
 
+    Examples:
+        >>> path = sdegen.VESDE(sigma_min=0.01, sigma_max=100.0)
+        >>> path.sigma(torch.tensor([0.0, 0.5, 1.0]))  # geometric in t
+        tensor([1.0000e-02, 1.0000e+00, 1.0000e+02])
+
     References:
         Score-Based Generative Modeling through Stochastic Differential Equations, Song et al., 2021, arXiv:2011.13456.
     """
@@ -283,6 +304,11 @@ class EDM(GaussianPath):
     Raises:
         TypeError: for a `sigma_max` that is no real number.
         ValueError: unless `sigma_max` is positive and finite.
+
+    Examples:
+        >>> path = sdegen.EDM()
+        >>> path.sigma(torch.tensor([0.0, 0.5, 80.0]))  # the time is the deviation of the noise
+        tensor([ 0.0000,  0.5000, 80.0000])
 
     References:
         Elucidating the Design Space of Diffusion-Based Generative Models, Karras et al., 2022, arXiv:2206.00364.

@@ -37,6 +37,11 @@ class CondOT(GaussianPath):
     Raises:
         ValueError: unless 0 <= sigma_min < 1.
 
+    Examples:
+        >>> path, t = sdegen.CondOT(), torch.tensor(0.25)
+        >>> path.alpha(t), path.sigma(t)
+        (tensor(0.2500), tensor(0.7500))
+
     References:
         Flow Matching for Generative Modeling, Lipman et al., 2023, arXiv:2210.02747.
     """
@@ -82,6 +87,11 @@ class Trigonometric(UnitVariance):
     """The variance-preserving flow from end to end, noise at t = 0, data at t = 1.
 
     x_t = sin(pi t/2) x + cos(pi t/2) eps
+
+    Examples:
+        >>> path, third = sdegen.Trigonometric(), torch.tensor(1 / 3)
+        >>> f"{path.alpha(third):.4f}, {path.sigma(third):.4f}"  # the sine and cosine of 30 degrees
+        '0.5000, 0.8660'
 
     References:
         Building Normalizing Flows with Stochastic Interpolants, Albergo and Vanden-Eijnden, 2023, arXiv:2209.15571.
@@ -169,6 +179,10 @@ class Interpolant(WrappedPath):
         TypeError: for a path or a source of another kind.
         ValueError: for a source on a path that does not end in it, alpha = 0 and sigma = 1.
 
+    Examples:
+        >>> sdegen.CondOT().has_score, sdegen.Interpolant(sdegen.CondOT()).has_score
+        (True, False)
+
     References:
         Stochastic Interpolants, Albergo et al., 2023, arXiv:2303.08797.
     """
@@ -225,6 +239,11 @@ class Retimed(WrappedPath):
 
     Raises:
         ValueError: unless the two times are finite and differ.
+
+    Examples:
+        >>> path = sdegen.Retimed(sdegen.CondOT(), t_data=0.0, t_noise=1.0)
+        >>> path.sigma(torch.tensor([0.0, 0.25, 1.0]))  # noise now grows with t
+        tensor([0.0000, 0.2500, 1.0000])
     """
 
     t_data: float = 0.0

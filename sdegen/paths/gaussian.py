@@ -71,6 +71,11 @@ class Slopes(NamedTuple):
         alpha: d alpha/dt.
         sigma: d sigma/dt.
         variance: d sigma^2/dt, finite where sigma' is not.
+
+    Examples:
+        >>> slopes = sdegen.CondOT().slopes(torch.tensor(0.25))
+        >>> slopes.alpha, slopes.sigma, slopes.variance  # d sigma^2/dt = -2 (1 - t)
+        (tensor(1.), tensor(-1.), tensor(-1.5000))
     """
 
     alpha: Tensor
@@ -107,6 +112,12 @@ class GaussianPath(ABC):
         steps: the length of the chain, on a path that is one, and None on others.
         has_score: whether the source is Gaussian noise, independent of the data.
         source: what else is at the noise end, None for Gaussian noise.
+
+    Examples:
+        >>> path = sdegen.VPSDE()
+        >>> t = path.time(torch.tensor(0.3, dtype=torch.float64))  # where u = sigma/(alpha + sigma) is 0.3
+        >>> f"{path.clock(t):.6f}"
+        '0.300000'
     """
 
     t_data: float = 0.0
@@ -151,7 +162,12 @@ class GaussianPath(ABC):
         return self.t_data + (self.t_noise - self.t_data) * fraction
 
     def clock(self, t: float | Tensor) -> Tensor:
-        """The straight clock u = sigma / (alpha + sigma) at time t: 0 at clean data, 1 at pure noise."""
+        """The straight clock u = sigma / (alpha + sigma) at time t: 0 at clean data, 1 at pure noise.
+
+        Examples:
+            >>> sdegen.CondOT().clock(torch.tensor([0.0, 0.25, 1.0]))  # noise at t = 0
+            tensor([1.0000, 0.7500, 0.0000])
+        """
         return self._clock(self.checked_times(as_time(t)))
 
     def _clock(self, t: Tensor) -> Tensor:
@@ -159,7 +175,12 @@ class GaussianPath(ABC):
         return sigma / (self.alpha(t) + sigma)
 
     def log_snr(self, t: float | Tensor) -> Tensor:
-        """log(alpha^2 / sigma^2) at time t."""
+        """log(alpha^2 / sigma^2) at time t.
+
+        Examples:
+            >>> sdegen.CondOT().log_snr(torch.tensor(0.5))  # alpha = sigma
+            tensor(0.)
+        """
         t = self.checked_times(as_time(t))
         return 2 * (torch.log(self.alpha(t)) - torch.log(self.sigma(t)))
 
@@ -174,6 +195,11 @@ class GaussianPath(ABC):
 
         Returns:
             f x, shaped like `x`.
+
+        Examples:
+            >>> path = sdegen.VPSDE(beta_min=2.0, beta_max=2.0)
+            >>> f"{path.drift(torch.tensor([[3.0]]), 0.5).item():.4f}"  # -beta x / 2
+            '-3.0000'
         """
         self.ends  # noqa: B018  # which looks at the slopes, once
         t = self.checked_times(as_time(t))
@@ -183,6 +209,11 @@ class GaussianPath(ABC):
         """g(t) of the forward SDE, per square root of a unit of time away from the data.
 
         g^2 = (sigma^2)' - 2 f sigma^2
+
+        Examples:
+            >>> path = sdegen.VPSDE(beta_min=4.0, beta_max=4.0)
+            >>> f"{path.diffusion(0.5):.4f}"  # sqrt(beta)
+            '2.0000'
         """
         self.ends  # noqa: B018  # which looks at the slopes, once
         t = self.checked_times(as_time(t))
@@ -207,6 +238,11 @@ class GaussianPath(ABC):
         Raises:
             TypeError: for data, times, noise or generators of another kind.
             ValueError: for times off the path, and for shapes, generators or noise that do not fit `x`.
+
+        Examples:
+            >>> x_t, eps = sdegen.CondOT().perturb(torch.tensor([[2.0]]), 0.75, noise=torch.ones(1, 1))
+            >>> x_t  # 0.75 * 2 + 0.25 * 1
+            tensor([[1.7500]])
         """
         _checks.batch("x", x, finite=False)
         _checks.generators(generator, len(x), x.device)
@@ -251,6 +287,13 @@ class GaussianPath(ABC):
 
         Raises:
             ValueError: for times off the path or in the other order, and on a path without Gaussian kernels.
+
+        Examples:
+            >>> path = sdegen.VESDE()
+            >>> factor, std = path.transition(0.2, 0.8)
+            >>> s, t = path.sigma(0.2), path.sigma(0.8)
+            >>> f"{factor:.1f}", bool(torch.isclose(std**2 + s**2, t**2))  # variances add up
+            ('1.0', True)
         """
         s, t = self._ordered(s, t)
         return _ratio(self.alpha(t), self.alpha(s)), self.sigma(t) * torch.sqrt(self._fresh(s, t))

@@ -153,6 +153,12 @@ class Ancestral(_ChainSolver):
         TypeError: an option of another type.
         ValueError: options that are wrong or do not fit together.
 
+    Examples:
+        >>> model = sdegen.Gaussian([1.0], 0.5).model(sdegen.DDPM.linear(200))
+        >>> solution = sdegen.solve(model, torch.randn(8, 1), sdegen.Ancestral())
+        >>> solution.calls  # the chain's own length
+        200
+
     References:
         Denoising Diffusion Probabilistic Models, Ho et al., 2020, arXiv:2006.11239.
     """
@@ -210,6 +216,13 @@ class DDIM(_ChainSolver):
     Raises:
         TypeError: an option of another type.
         ValueError: options that are wrong or do not fit together.
+
+    Examples:
+        >>> model = sdegen.Gaussian([1.0], 0.5).model(sdegen.DDPM.linear())
+        >>> x_T = torch.zeros(1, 1)
+        >>> a, b = (sdegen.sample(model, (1, 1), sdegen.DDIM(50), x_T=x_T) for _ in range(2))
+        >>> bool((a == b).all())  # eta = 0 draws nothing
+        True
 
     References:
         Denoising Diffusion Implicit Models, Song et al., 2021, arXiv:2010.02502.

@@ -56,6 +56,15 @@ class Problem:
         shared: the names in `cond` that belong to the whole batch and are not cut with it.
         callback: None, or what `march` calls as callback(k, u, y) after step k, with the clock and the state
             (B, *event) where it arrived.
+
+    Examples:
+        >>> model = sdegen.Gaussian([1.0], 0.5).model(sdegen.CondOT())
+        >>> problem = sdegen.Problem(model, torch.zeros(1, 1), u_from=1.0, u_to=0.0)
+        >>> u, t = problem.knots(sdegen.PowerGrid(2), 4)
+        >>> u.tolist()
+        [1.0, 0.5625, 0.25, 0.0625, 0.0]
+        >>> t.tolist()  # data at t = 1
+        [0.0, 0.4375, 0.75, 0.9375, 1.0]
     """
 
     model: Model
@@ -128,7 +137,14 @@ class Problem:
                 part_done()
 
     def knots(self, grid: Grid | Tensor, steps: int) -> tuple[Tensor, Tensor]:
-        """(u, t) at the steps + 1 knots of `grid` from u_from to u_to, float64 on the CPU; the ends are met exactly."""
+        """(u, t) at the steps + 1 knots of `grid` from u_from to u_to, float64 on the CPU; the ends are met exactly.
+
+        Examples:
+            >>> model = sdegen.Gaussian([1.0], 0.5).model(sdegen.CondOT())
+            >>> problem = sdegen.Problem(model, torch.zeros(1, 1), u_from=0.0, u_to=1.0)
+            >>> problem.knots(sdegen.PowerGrid(1), 2)[0].tolist()  # towards noise
+            [0.0, 0.5, 1.0]
+        """
         laid = self.lay(grid, steps)
         return laid.u, laid.t
 
@@ -175,6 +191,13 @@ class Result:
         divergence_error: (B,), the solver's own estimate of how far its log-density is off, in nats, end point and
             integral together, where it has one, else None.
         memory: what the last step of `march` left for a next one.
+
+    Examples:
+        >>> model = sdegen.Gaussian([1.0], 0.5).model(sdegen.CondOT())
+        >>> problem = sdegen.Problem(model, torch.zeros(1, 1), u_from=1.0, u_to=0.0)
+        >>> result = sdegen.Adams(10).run(problem)
+        >>> result.calls, result.accepted, len(result.u)
+        (10, 10, 11)
     """
 
     y: Tensor
@@ -249,6 +272,10 @@ class Solver(ABC):
     Attributes:
         solves_ode: whether it integrates dy/du = eps_hat - x_hat, without noise and both ways, so that `encode`,
             `decode` and `log_prob` may use it (`AdamsUntil`: `log_prob` alone).
+
+    Examples:
+        >>> sdegen.Adams(20) == sdegen.Adams(20), sdegen.Adams(20).solves_ode, sdegen.Ancestral(20).solves_ode
+        (True, True, False)
     """
 
     solves_ode: ClassVar[bool] = False

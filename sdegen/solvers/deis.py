@@ -33,6 +33,12 @@ class DEIS(Multistep):
         TypeError: an option of another type.
         ValueError: an order that is none of these, options that do not fit together; later, a start at u = 1.
 
+    Examples:
+        >>> model = sdegen.Gaussian([1.0], 0.5).model(sdegen.VPSDE())
+        >>> solution = sdegen.solve(model, torch.randn(4, 1), sdegen.DEIS(12))
+        >>> solution.calls, solution.x.shape
+        (12, torch.Size([4, 1]))
+
     References:
         Fast Sampling of Diffusion Models with Exponential Integrator, Zhang and Chen, 2022, arXiv:2204.13902.
     """

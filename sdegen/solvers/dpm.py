@@ -40,6 +40,12 @@ class DPMSolver(Multistep):
         TypeError: an option of another type.
         ValueError: an order that is none of these, a negative eta, options that do not fit together.
 
+    Examples:
+        >>> model = sdegen.Gaussian([1.0], 0.5).model(sdegen.VPSDE())
+        >>> x = sdegen.sample(model, (2, 1), sdegen.DPMSolver(50), x_T=torch.tensor([[-1.0], [1.0]]))
+        >>> f"{(x[1] - x[0]).item() / 2:.2f}"  # the law's own deviation
+        '0.50'
+
     References:
         DPM-Solver++: Fast Solver for Guided Sampling of Diffusion Probabilistic Models, Lu et al., 2022,
             arXiv:2211.01095.

@@ -65,6 +65,12 @@ class Layout:
         u: the steps + 1 knots.
         t: the path's time at the knots.
         clock: s(u), or None where the grid has none that is finite at both ends.
+
+    Examples:
+        >>> model = sdegen.Gaussian([1.0], 0.5).model(sdegen.CondOT())
+        >>> layout = sdegen.PowerGrid(2).lay(model, 1.0, 0.0, 2)
+        >>> layout.u, layout.t
+        (tensor([1.0000, 0.2500, 0.0000], dtype=torch.float64), tensor([0.0000, 0.7500, 1.0000], dtype=torch.float64))
     """
 
     u: Tensor
@@ -94,7 +100,13 @@ class Layout:
 
 
 class Grid(ABC):
-    """A value that lays knots between two clocks of a path: write your own by giving `lay`."""
+    """A value that lays knots between two clocks of a path: write your own by giving `lay`.
+
+    Examples:
+        >>> model = sdegen.Gaussian([1.0], 0.5).model(sdegen.CondOT())
+        >>> sdegen.PowerGrid(1).lay(model, 1.0, 0.0, 4).u.tolist()
+        [1.0, 0.75, 0.5, 0.25, 0.0]
+    """
 
     @abstractmethod
     def lay(self, model: Model, high: float, low: float, steps: int) -> Layout:
@@ -122,6 +134,11 @@ class PowerGrid(Grid):
     Raises:
         TypeError: an argument of another type.
         ValueError: p is not positive, or the clock unknown.
+
+    Examples:
+        >>> model = sdegen.Gaussian([0.0], 1.0).model(sdegen.CondOT())
+        >>> sdegen.solve(model, torch.zeros(1, 1), sdegen.Adams(4, grid=sdegen.PowerGrid(2))).u.tolist()
+        [1.0, 0.5625, 0.25, 0.0625, 0.0]
     """
 
     p: float = 2.0
@@ -162,6 +179,13 @@ class KarrasGrid(Grid):
         TypeError: an argument of another type.
         ValueError: an argument that is not positive; later, a problem from pure noise (u = 1), where sigma/alpha is
             infinite: start inside by u=(from, to); or one that starts below sigma_min.
+
+    Examples:
+        >>> model = sdegen.Gaussian([0.0], 1.0).model(sdegen.EDM(80.0))
+        >>> u = sdegen.solve(model, torch.zeros(1, 1), sdegen.Heun(18, grid=sdegen.KarrasGrid(7, 0.002))).u
+        >>> sigma = u / (1 - u)
+        >>> [round(float(s), 3) for s in sigma[[0, 1, -2, -1]]]
+        [80.0, 57.586, 0.002, 0.0]
 
     References:
         Elucidating the Design Space of Diffusion-Based Generative Models, Karras et al., 2022, arXiv:2206.00364.
@@ -221,6 +245,13 @@ class StretchedGrid(Grid):
     Raises:
         TypeError: an argument of another type.
         ValueError: p outside [0, 1), or a negative gain.
+
+    Examples:
+        >>> model = sdegen.Gaussian([0.0], 1.0).model(sdegen.CondOT())
+        >>> u = sdegen.StretchedGrid().lay(model, 1.0, 0.0, 10).u
+        >>> steps = -u.diff()
+        >>> bool(steps[0] < steps[1] and steps[-1] < steps[-2])  # half steps at both ends
+        True
     """
 
     p: float = 0.3

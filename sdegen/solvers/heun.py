@@ -30,6 +30,12 @@ class Heun(OneStep):
         TypeError: an option of another type.
         ValueError: options that do not fit together; later, a start at u = 1, where rho is infinite.
 
+    Examples:
+        >>> model = sdegen.Gaussian([1.0], 0.5).model(sdegen.EDM())
+        >>> solution = sdegen.solve(model, 80 * torch.randn(4, 1), sdegen.Heun(18))
+        >>> solution.calls  # 2 * 18 - 1
+        35
+
     References:
         Elucidating the Design Space of Diffusion-Based Generative Models, Karras et al., 2022, arXiv:2206.00364.
     """

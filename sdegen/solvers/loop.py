@@ -21,7 +21,22 @@ CHECK_EVERY = 32
 
 
 class Ask(Protocol):
-    """ask(y, u) is the slope dy/du = eps_hat - x_hat at a state and a clock; ask(y, u, c, d) is c x_hat + d eps_hat."""
+    """ask(y, u) is the slope dy/du = eps_hat - x_hat at a state and a clock; ask(y, u, c, d) is c x_hat + d eps_hat.
+
+    Examples:
+        >>> from dataclasses import dataclass
+        >>> @dataclass(frozen=True)
+        ... class Euler(sdegen.Solver):
+        ...     steps: int
+        ...     solves_ode = True
+        ...
+        ...     def run(self, problem):
+        ...         u, t = problem.knots(sdegen.PowerGrid(1), self.steps)
+        ...         return sdegen.march(problem, u, t, lambda k, y, ask: y + (u[k + 1] - u[k]) * ask(y, u[k]))
+        >>> model = sdegen.Gaussian([1.0], 1e-3).model(sdegen.CondOT())
+        >>> sdegen.sample(model, (1, 1), Euler(100), x_T=torch.zeros(1, 1)).round(decimals=2)
+        tensor([[1.]])
+    """
 
     def __call__(self, y: Tensor, u: float | Tensor, c: float | Tensor = -1.0, d: float | Tensor = 1.0) -> Tensor:
         """One network call. u, c and d are numbers, or 0-dimensional tensors on the CPU."""
@@ -106,6 +121,14 @@ def march(problem: Problem, u: Tensor, t: Tensor, step: Callable[..., object], m
         TypeError: `memory` was given, and a step returned none.
         ValueError: a step returned a state or a deviation of another shape.
         NonFiniteError: a state became NaN or infinite.
+
+    Examples:
+        >>> model = sdegen.Gaussian([1.0], 1e-3).model(sdegen.CondOT())
+        >>> problem = sdegen.Problem(model, torch.zeros(1, 1), u_from=1.0, u_to=0.0)
+        >>> u, t = problem.knots(sdegen.PowerGrid(1), 50)
+        >>> result = sdegen.march(problem, u, t, lambda k, y, ask: y + (u[k + 1] - u[k]) * ask(y, u[k]))
+        >>> f"{result.calls} {result.y.item():.2f}"
+        '50 1.00'
     """
     clocks, times = u.tolist(), t.tolist()
     ask, steps, y = _Asking(problem, clocks, times), len(clocks) - 1, problem.start

@@ -51,6 +51,10 @@ class Multistep(Scheme):
     Raises:
         TypeError: an option of another type.
         ValueError: options that are wrong or do not fit together.
+
+    Examples:
+        >>> isinstance(sdegen.Adams(20), sdegen.Multistep), isinstance(sdegen.Heun(20), sdegen.Multistep)
+        (True, False)
     """
 
     @abstractmethod

@@ -95,6 +95,14 @@ class ODESolver(Solver):
     Raises:
         TypeError: an option of another type.
         ValueError: options that are wrong or do not fit together.
+
+    Examples:
+        >>> model = sdegen.Gaussian([1.0], 0.5).model(sdegen.CondOT())
+        >>> x = sdegen.sample(model, (2, 1), sdegen.ODESolver("dopri5"), x_T=torch.tensor([[0.0], [2.0]]))
+        >>> x.round(decimals=3).tolist()  # 1 + 0.5 x_T
+        [[1.0], [2.0]]
+        >>> sdegen.solve(model, torch.randn(2, 1), sdegen.ODESolver("rk4", steps=10)).calls
+        40
     """
 
     method: str = "dopri5"

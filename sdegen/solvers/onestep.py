@@ -25,6 +25,11 @@ class Stage(NamedTuple):
     Attributes:
         u: the clock at which its state lies.
         row: how the state comes from that at the start of the step; the last one may add noise.
+
+    Examples:
+        >>> half = sdegen.Stage(0.45, sdegen.Row(1.0, (-0.05,)))  # the middle of a step from u = 0.5 to 0.4
+        >>> half.u, half.row.weights
+        (0.45, (-0.05,))
     """
 
     u: float
@@ -54,6 +59,10 @@ class OneStep(Scheme):
     Raises:
         TypeError: an option of another type.
         ValueError: options that are wrong or do not fit together.
+
+    Examples:
+        >>> isinstance(sdegen.Heun(20), sdegen.OneStep), isinstance(sdegen.Adams(20), sdegen.OneStep)
+        (True, False)
     """
 
     @abstractmethod

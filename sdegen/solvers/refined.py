@@ -39,6 +39,13 @@ class AdamsUntil(Solver):
     Raises:
         TypeError: an option of another type.
         ValueError: an option out of its range; later, a solve without a log-density.
+
+    Examples:
+        >>> law = sdegen.Gaussian([1.0], 0.5)
+        >>> model, x = law.model(sdegen.CondOT()), torch.tensor([[1.0]])
+        >>> found = sdegen.log_likelihood(model, x, sdegen.AdamsUntil(1e-4))
+        >>> f"{found.log_prob.item():.3f} {law.log_prob(x).item():.3f}"
+        '-0.226 -0.226'
     """
 
     atol: float = 1e-4

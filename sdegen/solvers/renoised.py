@@ -48,6 +48,14 @@ class Renoised(Solver):
     Raises:
         TypeError: an option of another type.
         ValueError: options that are wrong or do not fit together.
+
+    Examples:
+        >>> class Twice(sdegen.Renoised):
+        ...     def legs(self, knots, top):
+        ...         return [knots[:-1], knots[-4:]]  # near the data up once, and down again
+        >>> model = sdegen.Gaussian([1.0], 0.5).model(sdegen.VPSDE())
+        >>> sdegen.solve(model, torch.randn(4, 1), Twice(sdegen.DPMSolver(10))).calls
+        12
     """
 
     solver: Scheme
@@ -148,6 +156,12 @@ class Churn(Renoised):
         TypeError: an option of another type.
         ValueError: an option that is negative, or sigma_min above sigma_max.
 
+    Examples:
+        >>> model = sdegen.Gaussian([1.0], 0.5).model(sdegen.VPSDE())
+        >>> x = sdegen.sample(model, (20_000, 1), sdegen.Churn(sdegen.Heun(40), 10.0))
+        >>> f"{x.mean():.1f} {x.std():.1f}"
+        '1.0 0.5'
+
     References:
         Elucidating the Design Space of Diffusion-Based Generative Models, Karras et al., 2022, arXiv:2206.00364.
     """
@@ -193,6 +207,12 @@ class Langevin(Renoised):
         TypeError: an option of another type.
         ValueError: an option out of its range.
 
+    Examples:
+        >>> model = sdegen.Gaussian([1.0], 0.5).model(sdegen.VPSDE())
+        >>> solver = sdegen.Langevin(sdegen.DPMSolver(20, 1), snr=0.16)
+        >>> sdegen.solve(model, torch.randn(4, 1), solver).calls  # one more for each knot but the last
+        39
+
     References:
         Score-Based Generative Modeling through Stochastic Differential Equations, Song et al., 2021, arXiv:2011.13456.
     """
@@ -227,6 +247,12 @@ class Restart(Renoised):
     Raises:
         TypeError: an option of another type.
         ValueError: low and high that are no interval; later, one that does not lie inside the solve.
+
+    Examples:
+        >>> model = sdegen.Gaussian([1.0], 0.5).model(sdegen.VPSDE())
+        >>> u = sdegen.solve(model, torch.randn(4, 1), sdegen.Restart(sdegen.DPMSolver(20), times=2)).u
+        >>> int((u.diff() > 0).sum())  # the clock goes up twice
+        2
 
     References:
         Restart Sampling for Improving Generative Processes, Xu et al., 2023, arXiv:2306.14878.

@@ -38,6 +38,12 @@ class SASolver(Multistep):
         TypeError: an option of another type.
         ValueError: an order that is none of these, a negative eta, options that do not fit together.
 
+    Examples:
+        >>> model = sdegen.Gaussian([1.0], 0.5).model(sdegen.VPSDE())
+        >>> x = sdegen.sample(model, (20_000, 1), sdegen.SASolver(50))
+        >>> f"{x.mean():.1f} {x.std():.1f}"
+        '1.0 0.5'
+
     References:
         SA-Solver: Stochastic Adams Solver for Fast Sampling of Diffusion Models, Xue et al., 2023, arXiv:2305.14267.
     """

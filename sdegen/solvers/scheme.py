@@ -36,6 +36,11 @@ class Row(NamedTuple):
         keep: the factor of the state.
         weights: those of the model's answers, the newest first.
         std: of the noise in y.
+
+    Examples:
+        >>> euler = sdegen.Row(keep=1.0, weights=(-0.1,))  # y - 0.1 m_0
+        >>> euler.std
+        0.0
     """
 
     keep: float

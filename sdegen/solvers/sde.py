@@ -107,6 +107,13 @@ class SDESolver(Solver):
         TypeError: an option of another type.
         ValueError: options that are wrong or do not fit together.
 
+    Examples:
+        >>> model = sdegen.Gaussian([1.0], 0.5).model(sdegen.VPSDE())
+        >>> x_T, noise = torch.zeros(1, 1), torch.zeros(100, 1, 1)
+        >>> solution = sdegen.solve(model, x_T, sdegen.SDESolver("euler", 100), noise=noise)
+        >>> f"{solution.calls} {solution.x.item():.2f}"  # without noise and from 0 it ends at the mean
+        '100 1.00'
+
     References:
         Scalable Gradients for Stochastic Differential Equations, Li et al., 2020, arXiv:2001.01328.
     """

@@ -33,6 +33,12 @@ class UniPC(Multistep):
         TypeError: an option of another type.
         ValueError: an order that is none of these, options that do not fit together.
 
+    Examples:
+        >>> model = sdegen.Gaussian([1.0], 0.5).model(sdegen.VPSDE())
+        >>> x = sdegen.sample(model, (2, 1), sdegen.UniPC(20), x_T=torch.tensor([[-1.0], [1.0]]))
+        >>> f"{(x[1] - x[0]).item() / 2:.2f}"  # the law's own deviation
+        '0.50'
+
     References:
         UniPC: A Unified Predictor-Corrector Framework for Fast Sampling of Diffusion Models, Zhao et al., 2023,
             arXiv:2302.04867.

@@ -24,7 +24,14 @@ Coupling = Callable[..., tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class Independent:
-    """The pairs as they were drawn."""
+    """The pairs as they were drawn.
+
+    Examples:
+        >>> x, z = torch.randn(8, 2), torch.randn(8, 2)
+        >>> i, j = sdegen.Independent()(x, z, None)
+        >>> i.equal(torch.arange(8)), j.equal(torch.arange(8))
+        (True, True)
+    """
 
     def __call__(self, x: Tensor, z: Tensor, generator: Generators = None) -> tuple[Tensor, Tensor]:
         """Row b with row b."""
@@ -46,6 +53,12 @@ class OptimalTransport:
     Raises:
         TypeError: if `replace` is not a bool, or a generator is none.
         ValueError: for generators of another number than the samples', or on another device.
+
+    Examples:
+        >>> x, z = torch.tensor([[0.0], [10.0]]), torch.tensor([[9.0], [1.0]])
+        >>> i, j = sdegen.OptimalTransport()(x, z, None)
+        >>> (x[i] - z[j]).abs().flatten().tolist()  # 0 goes with 1, and 10 with 9
+        [1.0, 1.0]
 
     References:
         Improving and Generalizing Flow-Based Generative Models with Minibatch Optimal Transport, Tong et al., 2024,

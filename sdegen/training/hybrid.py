@@ -59,6 +59,14 @@ def hybrid_loss(
         ValueError: an argument that does not fit, before the network is called. The values in tensors are looked at on
             the CPU alone: elsewhere that would stall the training.
 
+    Examples:
+        >>> from sdegen.nets import UNet
+        >>> net = UNet(1, width=8)
+        >>> twice = lambda x, t: torch.cat([net(x, t), torch.zeros_like(x)], 1)  # prediction, variance
+        >>> model = sdegen.ScoreModel(twice, sdegen.DDPM.linear(100), learns_variance=True)
+        >>> sdegen.hybrid_loss(model, torch.randn(4, 1, 8, 8)).shape
+        torch.Size([])
+
     References:
         Improved Denoising Diffusion Probabilistic Models, Nichol and Dhariwal, 2021, arXiv:2102.09672.
     """

@@ -51,6 +51,12 @@ class LikelihoodWeighting:
     Raises:
         ValueError: on a path without a score.
 
+    Examples:
+        >>> path, t = sdegen.VPSDE(), torch.tensor([0.5])
+        >>> g2, sigma2 = path.diffusion(t) ** 2, path.sigma(t) ** 2
+        >>> torch.allclose(sdegen.LikelihoodWeighting()(path, t), g2 / (2 * sigma2))
+        True
+
     References:
         Maximum Likelihood Training of Score-Based Diffusion Models, Song et al., 2021, arXiv:2101.09258.
     """
@@ -72,6 +78,11 @@ class MinSNR:
 
     Raises:
         ValueError: unless `gamma` is positive.
+
+    Examples:
+        >>> path = sdegen.CondOT()
+        >>> sdegen.MinSNR(gamma=5.0)(path, torch.tensor([0.5, 10 / 11]))  # SNR 1 and 100
+        tensor([1.0000, 0.0500])
 
     References:
         Efficient Diffusion Training via Min-SNR Weighting Strategy, Hang et al., 2023, arXiv:2303.09556.
@@ -101,6 +112,11 @@ class EDMWeighting:
     Raises:
         TypeError: for a `sigma_data` that is no real number.
         ValueError: unless `sigma_data` is positive.
+
+    Examples:
+        >>> path, t = sdegen.EDM(), torch.tensor([0.5, 1.0])
+        >>> sdegen.EDMWeighting(sigma_data=0.5)(path, t)  # 1 + (sigma/sigma_data)^2
+        tensor([2., 5.])
 
     References:
         Elucidating the Design Space of Diffusion-Based Generative Models, Karras et al., 2022, arXiv:2206.00364.
@@ -157,6 +173,12 @@ def loss(
         TypeError: an argument of another type.
         ValueError: an argument that does not fit, among them times at which the target or the weight is infinite. The
             values in tensors are looked at on the CPU alone: elsewhere that would stall the training.
+
+    Examples:
+        >>> net = lambda x, t: torch.zeros_like(x)  # it says eps_hat = 0, and the loss is E eps^2
+        >>> model = sdegen.ScoreModel(net, sdegen.VPSDE())
+        >>> f"{sdegen.loss(model, torch.randn(10_000, 2)):.1f}"
+        '1.0'
     """
     path = _checked(model, x, weighting, times, coupling, reduction, generator)
     arguments = _checks.conditions(cond)

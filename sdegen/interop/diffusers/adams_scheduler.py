@@ -74,6 +74,13 @@ class AdamsScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # thei
     Raises:
         ValueError: a schedule or a prediction that `from_diffusers` does not know.
 
+    Examples:
+        >>> from sdegen.interop.diffusers import AdamsScheduler
+        >>> scheduler = AdamsScheduler()
+        >>> scheduler.set_timesteps(10)
+        >>> len(scheduler.timesteps)
+        10
+
     References:
         Solving Ordinary Differential Equations I, Hairer, Norsett and Wanner, 1993, section III.1.
     """

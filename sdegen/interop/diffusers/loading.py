@@ -64,6 +64,14 @@ def from_diffusers(
         TypeError: an argument of another type.
         ValueError: another scheduler, or a config that lacks an entry or holds one that has no meaning here.
 
+    Examples:
+        >>> from diffusers import DDPMScheduler
+        >>> from sdegen.interop.diffusers import from_diffusers
+        >>> unet = lambda x, timesteps: (torch.zeros_like(x),)  # yours is a UNet2DModel
+        >>> model = from_diffusers(unet, DDPMScheduler(), clip=False)
+        >>> model.path.steps, model.predicts
+        (1000, 'eps')
+
     References:
         Denoising Diffusion Probabilistic Models, Ho et al., 2020, arXiv:2006.11239.
         Common Diffusion Noise Schedules and Sample Steps are Flawed, Lin et al., 2024, arXiv:2305.08891.
@@ -113,6 +121,18 @@ def from_pretrained(
         ImportError: diffusers is not installed, or cannot be imported.
         TypeError: an argument of another type.
         ValueError: a file or an entry that is missing, a pipeline without a U-Net, or as in `from_diffusers`.
+
+    Examples:
+        >>> import tempfile
+        >>> from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+        >>> from sdegen.interop.diffusers import from_pretrained
+        >>> blocks = {"down_block_types": ["DownBlock2D"], "up_block_types": ["UpBlock2D"], "block_out_channels": [8]}
+        >>> unet = UNet2DModel(sample_size=8, layers_per_block=1, norm_num_groups=4, **blocks)
+        >>> with tempfile.TemporaryDirectory() as directory:
+        ...     DDPMPipeline(unet, DDPMScheduler()).save_pretrained(directory)
+        ...     model = from_pretrained(directory, clip=False)
+        >>> sdegen.sample(model, (1, 3, 8, 8), sdegen.Adams(5)).shape
+        torch.Size([1, 3, 8, 8])
     """
     if not isinstance(directory_or_id, (str, PathLike)):
         raise TypeError(f"directory_or_id must be a path or a name on the Hub, and it is {directory_or_id!r}.")

@@ -46,6 +46,15 @@ class SdegenPipeline(DiffusionPipeline):
     Raises:
         TypeError: `solver` is none.
         ValueError: a scheduler that `from_diffusers` does not take; a stored solver that this version does not know.
+
+    Examples:
+        >>> from diffusers import DDPMScheduler, UNet2DModel
+        >>> from sdegen.interop.diffusers import SdegenPipeline
+        >>> blocks = {"down_block_types": ["DownBlock2D"], "up_block_types": ["UpBlock2D"], "block_out_channels": [8]}
+        >>> unet = UNet2DModel(sample_size=8, layers_per_block=1, norm_num_groups=4, **blocks)
+        >>> pipeline = SdegenPipeline(unet, DDPMScheduler(), sdegen.Adams(5))
+        >>> pipeline.solver.steps
+        5
     """
 
     model_cpu_offload_seq = "unet"  # type: ignore[assignment]  # theirs is typed as None

@@ -52,6 +52,13 @@ def spacing(scheduler: object, steps: int) -> Knots:
         TypeError: an argument of another type.
         ValueError: a spacing that is no grid of its path, such as DDIM's "linspace", or more steps than there are.
 
+    Examples:
+        >>> from diffusers import DDIMScheduler
+        >>> from sdegen.interop.diffusers import spacing
+        >>> knots = spacing(DDIMScheduler(), 10)
+        >>> len(knots), float(knots[-1])  # the data end
+        (11, 0.0)
+
     References:
         Common Diffusion Noise Schedules and Sample Steps are Flawed, Lin et al., 2024, arXiv:2305.08891, table 2.
     """

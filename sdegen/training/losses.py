@@ -79,6 +79,7 @@ class MinSNR:
     gamma: float = 5.0
 
     def __post_init__(self) -> None:
+        _checks.plain_fields(self)
         _checks.real("gamma", self.gamma, 0, strict=True)
 
     def __call__(self, path: GaussianPath, t: Tensor) -> Tensor:
@@ -108,6 +109,7 @@ class EDMWeighting:
     sigma_data: float = 0.5
 
     def __post_init__(self) -> None:
+        _checks.plain_fields(self)
         _checks.real("sigma_data", self.sigma_data, 0, strict=True)
 
     def __call__(self, path: GaussianPath, t: Tensor) -> Tensor:

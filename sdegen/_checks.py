@@ -12,8 +12,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sdegen._derivatives import outside_inference
 from sdegen._shapes import Generators, plain
@@ -83,6 +84,13 @@ def plain_fields(value: DataclassInstance) -> None:
             object.__setattr__(value, each.name, number)
 
 
+def described(value: object) -> str:
+    """A value at the end of a sentence: a class is to be called, a network is named, anything else printed."""
+    if isinstance(value, type):
+        return f"the class {value.__name__} itself: call it, {value.__name__}(...)"
+    return f"the network {type(value).__name__}" if isinstance(value, nn.Module) else repr(value)
+
+
 def choice(name: str, value: object, valid: Iterable[str]) -> str:
     """One of the names in `valid`."""
     valid = list(valid)
@@ -110,7 +118,8 @@ def numbers(name: str, value: object) -> tuple[Tensor, torch.dtype]:
 def batch(name: str, x: object, *, finite: bool = True) -> Tensor:
     """A floating tensor of shape (B, *event) with finite entries."""
     if not isinstance(x, Tensor):
-        raise TypeError(f"{name} must be a tensor of shape (B, ...), and it is {type(x).__name__}.")
+        hint = f": pass torch.as_tensor({name})" if isinstance(x, (np.ndarray, list, tuple)) else ""
+        raise TypeError(f"{name} must be a tensor of shape (B, ...), and it is {type(x).__name__}{hint}.")
     if not x.is_floating_point():
         hint = " Scale integers to floats first; before a likelihood, Quantized(levels).dequantise(n) spreads them."
         raise TypeError(

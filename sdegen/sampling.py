@@ -319,7 +319,9 @@ def ode_solver(solver: Solver | None, both_ways: bool = True) -> Solver:
     if solver is None:
         return LATENT_SOLVER
     if not isinstance(solver, Solver) or not getattr(solver, "solves_ode" if both_ways else "follows_ode"):
-        raise TypeError(f"Only the ODE can be solved both ways: give Adams or an ODESolver, not {solver!r}.")
+        raise TypeError(
+            f"Only the ODE can be solved both ways: give Adams or an ODESolver, not {_checks.described(solver)}."
+        )
     return solver
 
 
@@ -338,7 +340,9 @@ def checked_result(result: object, solver: Solver) -> Result:
 
 def _check_solver(solver: object) -> None:
     if not isinstance(solver, Solver):
-        raise TypeError(f"solver must be a Solver, such as Adams(20) or SDESolver('euler', 500), and it is {solver!r}.")
+        raise TypeError(
+            f"solver must be a Solver, such as Adams(20) or SDESolver('euler', 500), and it is {_checks.described(solver)}."
+        )
 
 
 def check_gradients(model: Model, solver: Solver, differentiable: bool, checkpoint_every: int | None) -> None:

@@ -167,7 +167,7 @@ class DDPM(VariancePreserving):
             ValueError: for a path that is no chain's, or reaches pure noise without `max_beta`.
         """
         if not isinstance(path, GaussianPath):
-            raise TypeError(f"path must be a GaussianPath such as VPSDE(), and it is {path!r}.")
+            raise TypeError(f"path must be a GaussianPath such as VPSDE(), and it is {_checks.described(path)}.")
         steps = _checks.whole("steps", steps)
         if path.ends[0] > 0:
             raise ValueError(f"A DDPM starts at clean data, and {path!r} starts at u = {path.ends[0]:g}.")

@@ -126,7 +126,7 @@ class WrappedPath(GaussianPath):
     def __post_init__(self) -> None:
         _checks.plain_fields(self)
         if not isinstance(self.path, GaussianPath):
-            raise TypeError(f"path must be a GaussianPath such as CondOT(), and it is {self.path!r}.")
+            raise TypeError(f"path must be a GaussianPath such as CondOT(), and it is {_checks.described(self.path)}.")
         line = type(self).__mro__
         stated = {name for heir in line[: line.index(WrappedPath)] for name in vars(heir)}
         for name in {"t_data", "t_noise", "steps", "has_score", "source"} - stated - {f.name for f in fields(self)}:

@@ -27,7 +27,7 @@ from torch import Tensor
 from sdegen import _checks
 from sdegen._shapes import Generators, as_time, batch_of_times, like, uniform
 from sdegen.models.base import PREDICTIONS, Cond
-from sdegen.models.model import ScoreModel
+from sdegen.models.model import ScoreModel, trainable
 from sdegen.paths.gaussian import GaussianPath
 from sdegen.training.couplings import Coupling, Independent, pairs
 from sdegen.training.times import SAMPLERS, Times
@@ -190,8 +190,7 @@ def _checked(
     generator: Generators,
 ) -> GaussianPath:
     """The model's path, after every check of the arguments that needs no network."""
-    if not isinstance(model, ScoreModel):
-        raise TypeError(f"loss needs a ScoreModel, whose network it trains, and model is {type(model).__name__}.")
+    model = trainable("loss", model)
     _checks.batch("x", x, finite=isinstance(x, Tensor) and x.device.type == "cpu")
     _checks.choice("reduction", reduction, ("mean", "none"))
     _checks.generators(generator, len(x), x.device)

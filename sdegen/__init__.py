@@ -1,7 +1,13 @@
 """sdegen: score-based generative models in continuous time, every formula tested against a closed form.
 
 Three nouns, path, model and solver, and three verbs, loss, sample and log_prob; the rest are values given to them.
+Networks, data, other libraries and pictures are in `sdegen.nets`, `sdegen.datasets`, `sdegen.interop` and
+`sdegen.plot`, each imported when it is first asked for.
 """
+
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 from sdegen._checks import AccuracyWarning, NonFiniteError, Shared
 from sdegen._version import __version__
@@ -78,6 +84,28 @@ from sdegen.training.times import (
     UniformTimes,
 )
 from sdegen.tuning import tune
+
+if TYPE_CHECKING:
+    from sdegen import datasets as datasets
+    from sdegen import interop as interop
+    from sdegen import nets as nets
+    from sdegen import plot as plot
+else:
+
+    def __getattr__(name: str) -> ModuleType:
+        """A leaf, imported when it is first asked for; type checkers read the lines above instead."""
+        if name in _LEAVES:
+            return import_module(f"sdegen.{name}")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+_LEAVES = ("datasets", "interop", "nets", "plot")
+
+
+def __dir__() -> list[str]:
+    """What is exported, and the leaves, imported or not."""
+    return sorted({*globals(), *_LEAVES})
+
 
 __all__ = ["__version__"]
 # Nouns: paths, models, solvers

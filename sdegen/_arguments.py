@@ -15,14 +15,16 @@ from torch import Tensor, nn
 
 from sdegen import _checks
 from sdegen._checks import AccuracyWarning
-from sdegen.models.base import SHORT_OF_AN_END, Model
+from sdegen.models.base import SHORT_OF_AN_END, Model, instead_of_model
 from sdegen.models.standardised import Standardize
 
 
 def check_model(model: object) -> None:
     """A TypeError unless `model` is one."""
     if not isinstance(model, Model):
-        raise TypeError(f"model must be a ScoreModel or the .model(path) of an exact target, and it is {model!r}.")
+        raise TypeError(
+            f"model must be a ScoreModel or the .model(path) of an exact target, and it is {instead_of_model(model)}."
+        )
 
 
 def interval(

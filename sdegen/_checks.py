@@ -9,13 +9,18 @@ import math
 import sys
 import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sdegen._derivatives import outside_inference
-from sdegen._shapes import Generators
+from sdegen._shapes import Generators, plain
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 
 class NonFiniteError(ValueError):
@@ -58,25 +63,45 @@ def warn_of_few_steps(solver: str, least: int, calls: int, stacklevel: int) -> N
 
 
 def whole(name: str, value: object, least: int = 1, most: int | None = None) -> int:
-    """An integer of at least `least`, and at most `most`; bools and floats are refused."""
-    if isinstance(value, bool) or not isinstance(value, int):
+    """An integer of at least `least`, and at most `most`; NumPy's become Python's, bools and floats are refused."""
+    number = plain(value)
+    if isinstance(number, bool) or not isinstance(number, int):
         raise TypeError(f"{name} must be an integer, and {value!r} is {type(value).__name__}.")
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, and it is {value}.")
-    if most is not None and value > most:
-        raise ValueError(f"{name} must be at most {most}, and it is {value}.")
-    return value
+    if number < least:
+        raise ValueError(f"{name} must be at least {least}, and it is {number}.")
+    if most is not None and number > most:
+        raise ValueError(f"{name} must be at most {most}, and it is {number}.")
+    return number
 
 
 def real(name: str, value: object, low: float = -math.inf, high: float = math.inf, *, strict: bool = False) -> float:
-    """A finite number in [low, high], or in (low, high) if `strict`."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    """A finite number in [low, high], or in (low, high) if `strict`; NumPy's become Python's, bools are refused."""
+    number = plain(value)
+    if isinstance(number, bool) or not isinstance(number, (int, float)):
         raise TypeError(f"{name} must be a real number, and {value!r} is {type(value).__name__}.")
-    inside = low < value < high if strict else low <= value <= high
-    if not (math.isfinite(value) and inside):
+    inside = low < number < high if strict else low <= number <= high
+    if not (math.isfinite(number) and inside):
         ends = f"({low}, {high})" if strict else f"[{low}, {high}]"
-        raise ValueError(f"{name} must be a finite number in {ends}, and it is {value}.")
-    return float(value)
+        raise ValueError(f"{name} must be a finite number in {ends}, and it is {number}.")
+    return float(number)
+
+
+def plain_fields(value: DataclassInstance) -> None:
+    """NumPy's numbers among the fields of a frozen value become Python's: it equals, prints and hashes as if given so.
+
+    The first thing that the `__post_init__` of a value with numbers does.
+    """
+    for each in fields(value):
+        given = getattr(value, each.name)
+        if given is not (number := plain(given)):
+            object.__setattr__(value, each.name, number)
+
+
+def described(value: object) -> str:
+    """A value at the end of a sentence: a class is to be called, a network is named, anything else printed."""
+    if isinstance(value, type):
+        return f"the class {value.__name__} itself: call it, {value.__name__}(...)"
+    return f"the network {type(value).__name__}" if isinstance(value, nn.Module) else repr(value)
 
 
 def choice(name: str, value: object, valid: Iterable[str]) -> str:
@@ -106,7 +131,8 @@ def numbers(name: str, value: object) -> tuple[Tensor, torch.dtype]:
 def batch(name: str, x: object, *, finite: bool = True) -> Tensor:
     """A floating tensor of shape (B, *event) with finite entries."""
     if not isinstance(x, Tensor):
-        raise TypeError(f"{name} must be a tensor of shape (B, ...), and it is {type(x).__name__}.")
+        hint = f": pass torch.as_tensor({name})" if isinstance(x, (np.ndarray, list, tuple)) else ""
+        raise TypeError(f"{name} must be a tensor of shape (B, ...), and it is {type(x).__name__}{hint}.")
     if not x.is_floating_point():
         hint = " Scale integers to floats first; before a likelihood, Quantized(levels).dequantise(n) spreads them."
         raise TypeError(

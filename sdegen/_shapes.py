@@ -8,10 +8,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
+
+
+def plain(value: object) -> object:
+    """A number of NumPy's, or an array of shape () that holds one, as Python's own; anything else as it is."""
+    number = value[()] if isinstance(value, np.ndarray) and not value.ndim else value
+    if isinstance(number, np.integer) and not isinstance(number, np.timedelta64):
+        return int(number)
+    return float(number) if isinstance(number, np.floating) else value
 
 
 def as_time(t: float | Tensor) -> Tensor:
@@ -20,9 +29,10 @@ def as_time(t: float | Tensor) -> Tensor:
         if not t.is_floating_point():
             raise TypeError(f"A time must be a real floating number, and this tensor has dtype {t.dtype}.")
         return t
-    if isinstance(t, bool) or not isinstance(t, (int, float)):
+    number = plain(t)
+    if isinstance(number, bool) or not isinstance(number, (int, float)):
         raise TypeError(f"A time must be a float or a floating tensor, and {t!r} is {type(t).__name__}.")
-    return torch.tensor(t, dtype=torch.float64)
+    return torch.tensor(number, dtype=torch.float64)
 
 
 def like(t: Tensor, x: Tensor) -> Tensor:

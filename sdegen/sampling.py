@@ -373,7 +373,9 @@ def ode_solver(solver: Solver | None, both_ways: bool = True) -> Solver:
     if solver is None:
         return LATENT_SOLVER
     if not isinstance(solver, Solver) or not getattr(solver, "solves_ode" if both_ways else "follows_ode"):
-        raise TypeError(f"Only the ODE can be solved both ways: give Adams or an ODESolver, not {solver!r}.")
+        raise TypeError(
+            f"Only the ODE can be solved both ways: give Adams or an ODESolver, not {_checks.described(solver)}."
+        )
     return solver
 
 
@@ -393,7 +395,9 @@ def checked_result(result: object, solver: Solver) -> Result:
 def check_solver(solver: object) -> None:
     """A TypeError unless it is one."""
     if not isinstance(solver, Solver):
-        raise TypeError(f"solver must be a Solver, such as Adams(20) or SDESolver('euler', 500), and it is {solver!r}.")
+        raise TypeError(
+            f"solver must be a Solver, such as Adams(20) or SDESolver('euler', 500), and it is {_checks.described(solver)}."
+        )
 
 
 def _check_parts(solver: Solver, batch_size: int | None, trajectory: bool) -> None:

@@ -59,8 +59,8 @@ def from_edm(net: Callable[..., Tensor], *, sigma_min: float, sigma_max: float) 
     References:
         Elucidating the Design Space of Diffusion-Based Generative Models, Karras et al., 2022, arXiv:2206.00364.
     """
-    for name, sigma in (("sigma_min", sigma_min), ("sigma_max", sigma_max)):
-        _checks.real(name, sigma, 0, strict=True)
-    if sigma_min >= sigma_max:
+    low = _checks.real("sigma_min", sigma_min, 0, strict=True)
+    high = _checks.real("sigma_max", sigma_max, 0, strict=True)
+    if low >= high:
         raise ValueError(f"sigma_min must be below sigma_max, and they are {sigma_min} and {sigma_max}.")
-    return ScoreModel(net, EDM(sigma_max), "data", time=partial(torch.clamp, min=sigma_min))
+    return ScoreModel(net, EDM(high), "data", time=partial(torch.clamp, min=low))

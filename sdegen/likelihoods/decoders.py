@@ -56,6 +56,7 @@ class Discretized:
     high: float = 1.0
 
     def __post_init__(self) -> None:
+        _checks.plain_fields(self)
         _checks.whole("levels", self.levels, least=2)
         _checks.real("low", self.low)
         if self.low >= _checks.real("high", self.high):

@@ -80,6 +80,7 @@ class Quantized:
     high: float = 1.0
 
     def __post_init__(self) -> None:
+        _checks.plain_fields(self)
         _checks.whole("levels", self.levels, least=2)
         if _checks.real("low", self.low) >= _checks.real("high", self.high):
             raise ValueError(f"low must be below high, and they are {self.low} and {self.high}.")

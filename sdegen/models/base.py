@@ -73,6 +73,20 @@ def combined(a: Number, y: Tensor, b: Number, p: Tensor) -> Tensor:
     return torch.addcmul(a * y, b, p) if isinstance(b, Tensor) else torch.add(a * y, p, alpha=b)
 
 
+def instead_of_model(value: object) -> str:
+    """What stands where a model should, and what to give: the end of a sentence."""
+    inner, way = value, "model"
+    while isinstance(inner, nn.Module) and not isinstance(inner, Model):
+        name = next((n for n in ("_orig_mod", "module") if isinstance(getattr(inner, n, None), nn.Module)), None)
+        if name is None:
+            break
+        inner, way = getattr(inner, name), f"{way}.{name}"
+    if isinstance(inner, Model):
+        return f"{type(value).__name__} around one: pass {way}"
+    network = isinstance(value, nn.Module) or (callable(value) and not isinstance(value, type))
+    return f"{_checks.described(value)}: give ScoreModel(net, path, predicts)" if network else _checks.described(value)
+
+
 class Query(NamedTuple):
     """One question to a model: c E[x | y] + d E[eps | y] + e y at one clock, or at one clock per sample.
 

@@ -344,7 +344,7 @@ def _log_components(z: Tensor, variances: Tensor, log_weights: Tensor) -> Tensor
 def _check_path(path: object) -> None:
     """A TypeError unless `path` is one."""
     if not isinstance(path, GaussianPath):
-        raise TypeError(f"path must be a GaussianPath such as VPSDE(), and it is {path!r}.")
+        raise TypeError(f"path must be a GaussianPath such as VPSDE(), and it is {_checks.described(path)}.")
 
 
 def _as_tensor(name: str, value: Numbers) -> tuple[Tensor, torch.dtype]:

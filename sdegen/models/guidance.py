@@ -197,7 +197,7 @@ class Clipped(Wrapped):
         super().__init__(model)
         model.needs_own_units("Clipping")
         self.low, self.high = _checks.real("low", low), _checks.real("high", high)
-        self.quantile, self.most = _checked_thresholds(low, high, quantile, most)
+        self.quantile, self.most = _checked_thresholds(self.low, self.high, quantile, most)
         self.clips = True
 
     def change(self, D: Slope, y: Tensor, u: Tensor, r: Tensor, t: Tensor, cond: Mapping[str, object]) -> Tensor:
@@ -272,10 +272,12 @@ def _checked_scale(scale: object) -> Scale:
 def _checked_thresholds(low: float, high: float, quantile: float | None, most: float) -> tuple[float | None, float]:
     if not low < high:
         raise ValueError(f"low must be below high, and they are {low} and {high}.")
-    if quantile is not None and _checks.real("quantile", quantile, 0, 1) == 0:
-        raise ValueError("quantile must be above 0, and it is 0.")
+    if quantile is not None:
+        quantile = _checks.real("quantile", quantile, 0, 1)
+        if quantile == 0:
+            raise ValueError("quantile must be above 0, and it is 0.")
     if most != math.inf:
-        _checks.real("most", most, 1)
+        most = _checks.real("most", most, 1)
         if quantile is None:
             raise ValueError(f"most is about dynamic thresholding, and most = {most} came without a quantile.")
     return quantile, most

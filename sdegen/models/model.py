@@ -15,11 +15,21 @@ from sdegen import _checks
 from sdegen._checks import stacklevel_outside
 from sdegen._derivatives import following
 from sdegen._shapes import batch_of_times
-from sdegen.models.base import PREDICTIONS, Cond, Model, Query, combined, prediction_row
+from sdegen.models.base import PREDICTIONS, Cond, Model, Query, combined, instead_of_model, prediction_row
 from sdegen.models.identity import as_tensor, differences, from_tensor, identity
 from sdegen.models.standardised import Standardize
 from sdegen.models.wrapped import OnPath
 from sdegen.paths.gaussian import GaussianPath
+
+
+def trainable(verb: str, model: object) -> ScoreModel:
+    """`model`, after a TypeError unless it is a ScoreModel; around one, DistributedDataParallel sees no training."""
+    if isinstance(model, ScoreModel):
+        return model
+    what = type(model).__name__ if isinstance(model, Model) else instead_of_model(model)
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        what += ", and to average gradients wrap the network, ScoreModel(DistributedDataParallel(net), path)"
+    raise TypeError(f"{verb} needs a ScoreModel, whose network it trains, and model is {what}.")
 
 
 class ScoreModel(Model):
@@ -70,7 +80,7 @@ class ScoreModel(Model):
         if not callable(net):
             raise TypeError(f"net must be callable as net(x_t, t), and {net!r} is {type(net).__name__}.")
         if not isinstance(path, GaussianPath):
-            raise TypeError(f"path must be a GaussianPath such as VPSDE(), and it is {path!r}.")
+            raise TypeError(f"path must be a GaussianPath such as VPSDE(), and it is {_checks.described(path)}.")
         if time is not None and not callable(time):
             raise TypeError(f"time must be callable, t of shape (B,) to what the network sees, and it is {time!r}.")
         self.predicts = _checks.choice("prediction", predicts, PREDICTIONS)

@@ -18,7 +18,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from sdegen.models.base import Model, Number, Query, combined
+from sdegen import _checks
+from sdegen.models.base import Model, Number, Query, combined, instead_of_model
 from sdegen.models.standardised import Standardize
 from sdegen.paths.gaussian import GaussianPath
 
@@ -32,7 +33,9 @@ class _Forwarding(Model):
     def __init__(self, model: Model):
         super().__init__()
         if not isinstance(model, Model):
-            raise TypeError(f"A wrapper takes a model, such as a ScoreModel, and it was given {model!r}.")
+            raise TypeError(
+                f"A wrapper takes a model, such as a ScoreModel, and it was given {instead_of_model(model)}."
+            )
         self.model = model
         self.path = model.path
         self.learns_variance, self.clips = model.learns_variance, model.clips
@@ -161,7 +164,7 @@ class OnPath(_Forwarding):
     def __init__(self, model: Model, path: GaussianPath):
         super().__init__(model)
         if not isinstance(path, GaussianPath):
-            raise TypeError(f"path must be a GaussianPath such as CondOT(), and it is {path!r}.")
+            raise TypeError(f"path must be a GaussianPath such as CondOT(), and it is {_checks.described(path)}.")
         if path.source is not model.path.source:
             raise ValueError(
                 f"A model keeps its source, {model.path.source!r}, and {path!r} has {path.source!r}; move it to an "

@@ -134,9 +134,11 @@ class DDPM(VariancePreserving):
             Denoising Diffusion Probabilistic Models, Ho et al., 2020, arXiv:2006.11239.
         """
         steps = _checks.whole("steps", steps)
-        for name, beta in (("beta_start", beta_start), ("beta_end", beta_end)):
+        start, end = (
             _checks.real(name, beta, 0, 1, strict=True)
-        return cls(torch.linspace(beta_start, beta_end, steps, dtype=torch.float64), smooth=smooth)
+            for name, beta in (("beta_start", beta_start), ("beta_end", beta_end))
+        )
+        return cls(torch.linspace(start, end, steps, dtype=torch.float64), smooth=smooth)
 
     @classmethod
     def cosine(cls, steps: int = 1000, *, s: float = 0.008, max_beta: float = 0.999, smooth: bool = False) -> DDPM:
@@ -188,12 +190,12 @@ class DDPM(VariancePreserving):
             True
         """
         if not isinstance(path, GaussianPath):
-            raise TypeError(f"path must be a GaussianPath such as VPSDE(), and it is {path!r}.")
+            raise TypeError(f"path must be a GaussianPath such as VPSDE(), and it is {_checks.described(path)}.")
         steps = _checks.whole("steps", steps)
         if path.ends[0] > 0:
             raise ValueError(f"A DDPM starts at clean data, and {path!r} starts at u = {path.ends[0]:g}.")
         if max_beta is not None:
-            _checks.real("max_beta", max_beta, 0, 1, strict=True)
+            max_beta = _checks.real("max_beta", max_beta, 0, 1, strict=True)
         t = path.at(torch.arange(steps + 1, dtype=torch.float64) / steps)
         alpha, sigma = path.alpha(t), path.sigma(t)
         gap = float((alpha**2 + sigma**2 - 1).abs().max())

@@ -68,6 +68,7 @@ class _LinearBeta:
     beta_max: float = 20.0
 
     def __post_init__(self) -> None:
+        _checks.plain_fields(self)
         _checks.real("beta_min", self.beta_min, 0, strict=True)
         _checks.real("beta_max", self.beta_max, 0, strict=True)
         if self.beta_min > self.beta_max:
@@ -194,6 +195,7 @@ class CosineVPSDE(UnitVariance):
     s: float = 0.008
 
     def __post_init__(self) -> None:
+        _checks.plain_fields(self)
         _checks.real("s", self.s, 0, 1, strict=True)
 
     @property
@@ -257,6 +259,7 @@ class VESDE(GaussianPath):
     sigma_max: float = 50.0
 
     def __post_init__(self) -> None:
+        _checks.plain_fields(self)
         _checks.real("sigma_min", self.sigma_min, 0, strict=True)
         _checks.real("sigma_max", self.sigma_max, 0, strict=True)
         if self.sigma_min >= self.sigma_max:
@@ -317,6 +320,7 @@ class EDM(GaussianPath):
     sigma_max: float = 80.0
 
     def __post_init__(self) -> None:
+        _checks.plain_fields(self)
         object.__setattr__(self, "t_noise", _checks.real("sigma_max", self.sigma_max, 0, strict=True))
 
     def alpha(self, t: float | Tensor) -> Tensor:

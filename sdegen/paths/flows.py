@@ -51,6 +51,7 @@ class CondOT(GaussianPath):
     t_noise = 0.0
 
     def __post_init__(self) -> None:
+        _checks.plain_fields(self)
         if _checks.real("sigma_min", self.sigma_min, 0) >= 1:
             raise ValueError(f"sigma_min must be below 1, and it is {self.sigma_min}.")
 
@@ -133,8 +134,9 @@ class WrappedPath(GaussianPath):
     path: GaussianPath
 
     def __post_init__(self) -> None:
+        _checks.plain_fields(self)
         if not isinstance(self.path, GaussianPath):
-            raise TypeError(f"path must be a GaussianPath such as CondOT(), and it is {self.path!r}.")
+            raise TypeError(f"path must be a GaussianPath such as CondOT(), and it is {_checks.described(self.path)}.")
         line = type(self).__mro__
         stated = {name for heir in line[: line.index(WrappedPath)] for name in vars(heir)}
         for name in {"t_data", "t_noise", "steps", "has_score", "source"} - stated - {f.name for f in fields(self)}:

@@ -89,6 +89,7 @@ class _ChainSolver(Solver):
     grid: Grid | Tensor | None = None
 
     def __post_init__(self) -> None:
+        _checks.plain_fields(self)
         if self.steps is not None:
             _checks.whole("steps", self.steps)
         if self.grid is not None:

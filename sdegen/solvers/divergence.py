@@ -152,6 +152,7 @@ class Exact:
     chunk: int | None = None
 
     def __post_init__(self) -> None:
+        _checks.plain_fields(self)
         if self.chunk is not None:
             _checks.whole("chunk", self.chunk)
 
@@ -192,6 +193,7 @@ class Hutchinson:
     chunk: ClassVar[None] = None
 
     def __post_init__(self) -> None:
+        _checks.plain_fields(self)
         _checks.whole("probes", self.probes)
 
     def draw(self, y: Tensor, generator: Generators, fresh: bool) -> Probes:

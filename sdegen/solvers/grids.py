@@ -145,6 +145,7 @@ class PowerGrid(Grid):
     clock: str = "u"
 
     def __post_init__(self) -> None:
+        _checks.plain_fields(self)
         _checks.real("p", self.p, 0, strict=True)
         _checks.choice("clock", self.clock, ("u", "t"))
 
@@ -195,6 +196,7 @@ class KarrasGrid(Grid):
     sigma_min: float = 0.002
 
     def __post_init__(self) -> None:
+        _checks.plain_fields(self)
         if self.rho != math.inf:
             _checks.real("rho", self.rho, 0, strict=True)
         _checks.real("sigma_min", self.sigma_min, 0, strict=True)
@@ -258,6 +260,7 @@ class StretchedGrid(Grid):
     gain: float = 0.6
 
     def __post_init__(self) -> None:
+        _checks.plain_fields(self)
         _checks.real("p", self.p, 0, 1)
         if self.p == 1:
             raise ValueError("p must lie in [0, 1), and it is 1: clean data would be infinitely far away.")
@@ -327,8 +330,9 @@ def check_grid(grid: object, steps: int | None) -> None:
     if isinstance(grid, Grid):
         return
     if not isinstance(grid, Tensor):
+        hint = "; torch.as_tensor(grid) makes a tensor of an array" if isinstance(grid, np.ndarray) else ""
         raise TypeError(
-            f"grid must be a Grid, such as PowerGrid(2), or a tensor of u, and {grid!r} is {type(grid).__name__}."
+            f"grid must be a Grid, such as PowerGrid(2), or a tensor of u, and {grid!r} is {type(grid).__name__}{hint}."
         )
     gaps = torch.diff(grid.double()) if grid.ndim == 1 and grid.is_floating_point() else grid.new_zeros(0)
     monotone = len(gaps) > 0 and bool((gaps > 0).all() or (gaps < 0).all())

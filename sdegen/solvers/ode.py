@@ -80,11 +80,11 @@ class ODESolver(Solver):
     Args:
         method: adaptive "dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun", or on a fixed grid "euler",
             "midpoint", "heun2", "heun3", "rk4".
+        steps: number of steps of a fixed-grid method; may be left out with a tensor `grid`.
         rtol: relative tolerance of an adaptive method on y and on the log-density.
         atol: absolute tolerance on the same, by default rtol. y has the scale of the data: on data of deviation 0.01 a
             tolerance of 1e-3 is no accuracy (dopri5's samples keep three quarters of it), so keep it far below their
             scale.
-        steps: number of steps of a fixed-grid method; may be left out with a tensor `grid`.
         grid: of a fixed-grid method: a PowerGrid, by default PowerGrid(1.5), or a float64 tensor of values of u.
         norm: "sample", the worst sample decides the step; "batch", torchdiffeq's root mean square over the batch.
         max_steps: an adaptive solve that needs more raises a ValueError.
@@ -106,10 +106,10 @@ class ODESolver(Solver):
     """
 
     method: str = "dopri5"
+    steps: int | None = None
     _: KW_ONLY
     rtol: float = 1e-5
     atol: float | None = None
-    steps: int | None = None
     grid: Grid | Tensor | None = None
     norm: str = "sample"
     max_steps: int = 10_000
@@ -118,6 +118,7 @@ class ODESolver(Solver):
     solves_ode = True
 
     def __post_init__(self) -> None:
+        _checks.plain_fields(self)
         _checks.choice("ODE method", self.method, ODE_METHODS)
         _checks.choice("norm", self.norm, ("sample", "batch"))
         self._check_steps_for()

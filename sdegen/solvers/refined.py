@@ -59,6 +59,7 @@ class AdamsUntil(Solver):
     solves_ode = True
 
     def __post_init__(self) -> None:
+        _checks.plain_fields(self)
         _checks.real("atol", self.atol, 0, strict=True)
         _checks.real("rtol", self.rtol, 0)
         _checks.whole("order", self.order, most=4)

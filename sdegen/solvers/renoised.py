@@ -62,6 +62,7 @@ class Renoised(Solver):
     noise_scale: float = field(default=1.0, kw_only=True)
 
     def __post_init__(self) -> None:
+        _checks.plain_fields(self)
         if not isinstance(self.solver, Scheme):
             raise TypeError(
                 f"{type(self).__name__} goes down by a Multistep or OneStep solver, such as Heun or DPMSolver, and "

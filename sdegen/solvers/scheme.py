@@ -97,6 +97,7 @@ class Scheme(Solver):
     from_pure_noise: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        _checks.plain_fields(self)
         if self.steps is not None:
             _checks.whole("steps", self.steps)
         if self.grid is not None:

@@ -129,6 +129,7 @@ class SDESolver(Solver):
     atol: float | None = None
 
     def __post_init__(self) -> None:
+        _checks.plain_fields(self)
         _checks.choice("SDE method", self.method, SDE_METHODS)
         _checks.real("eta", self.eta, 0)
         if not isinstance(self.adaptive, bool):

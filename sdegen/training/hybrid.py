@@ -19,7 +19,7 @@ from sdegen._shapes import Generators, event_size, like, uniform
 from sdegen.likelihoods.chain import ChainOnData, Data, check_data
 from sdegen.likelihoods.decoders import Discretized, decoder_of
 from sdegen.models.base import Cond, prediction_row
-from sdegen.models.model import ScoreModel
+from sdegen.models.model import ScoreModel, trainable
 from sdegen.solvers import Ancestral
 
 
@@ -70,10 +70,7 @@ def hybrid_loss(
     References:
         Improved Denoising Diffusion Probabilistic Models, Nichol and Dhariwal, 2021, arXiv:2102.09672.
     """
-    if not isinstance(model, ScoreModel):
-        raise TypeError(
-            f"hybrid_loss needs a ScoreModel, whose network it trains, and model is {type(model).__name__}."
-        )
+    model = trainable("hybrid_loss", model)
     weight = _checks.real("weight", weight, 0)
     check_data(model, x, generator)
     if not len(x):

@@ -28,7 +28,7 @@ from sdegen import _checks
 from sdegen._shapes import Generators, as_time, batch_of_times, like, uniform
 from sdegen.models.base import PREDICTIONS, Cond
 from sdegen.models.masked import checked_mask, count
-from sdegen.models.model import ScoreModel
+from sdegen.models.model import ScoreModel, trainable
 from sdegen.paths.gaussian import GaussianPath
 from sdegen.training.couplings import Coupling, Independent, pairs
 from sdegen.training.times import SAMPLERS, Times
@@ -91,6 +91,7 @@ class MinSNR:
     gamma: float = 5.0
 
     def __post_init__(self) -> None:
+        _checks.plain_fields(self)
         _checks.real("gamma", self.gamma, 0, strict=True)
 
     def __call__(self, path: GaussianPath, t: Tensor) -> Tensor:
@@ -125,6 +126,7 @@ class EDMWeighting:
     sigma_data: float = 0.5
 
     def __post_init__(self) -> None:
+        _checks.plain_fields(self)
         _checks.real("sigma_data", self.sigma_data, 0, strict=True)
 
     def __call__(self, path: GaussianPath, t: Tensor) -> Tensor:
@@ -233,8 +235,7 @@ def _checked(
     generator: Generators,
 ) -> GaussianPath:
     """The model's path, after every check of the arguments that needs no network."""
-    if not isinstance(model, ScoreModel):
-        raise TypeError(f"loss needs a ScoreModel, whose network it trains, and model is {type(model).__name__}.")
+    model = trainable("loss", model)
     _checks.batch("x", x, finite=isinstance(x, Tensor) and x.device.type == "cpu")
     _checks.choice("reduction", reduction, ("mean", "none"))
     _checks.generators(generator, len(x), x.device)

@@ -137,6 +137,7 @@ class ChainTimes:
     steps: int | None = None
 
     def __post_init__(self) -> None:
+        _checks.plain_fields(self)
         if self.steps is not None:
             _checks.whole("steps", self.steps)
 
@@ -181,6 +182,7 @@ class LikelihoodTimes:
     u_max: float = 0.999
 
     def __post_init__(self) -> None:
+        _checks.plain_fields(self)
         _checks.real("u_min", self.u_min, 0, 1, strict=True)
         _checks.real("u_max", self.u_max, self.u_min, 1, strict=True)
 
@@ -233,6 +235,7 @@ class LogNormalTimes:
     std: float = 1.2
 
     def __post_init__(self) -> None:
+        _checks.plain_fields(self)
         _checks.real("mean", self.mean)
         _checks.real("std", self.std, 0, strict=True)
 

@@ -309,7 +309,7 @@ def test_reported_error_is_per_sample():
         (lambda: sdegen.ODESolver("dopri5", atol=math.inf), ValueError, "inf"),
         (lambda: sdegen.ODESolver("dopri5", norm="max"), ValueError, "'max'"),
         (lambda: sdegen.ODESolver("dopri5", max_steps=0), ValueError, "0"),
-        (lambda: sdegen.ODESolver("dopri5", 1e-5), TypeError, "positional"),
+        (lambda: sdegen.ODESolver("dopri5", 1e-5), TypeError, "steps must be an integer, and 1e-05 is float"),
         (lambda: sdegen.Ancestral(0), ValueError, "0"),
         (lambda: sdegen.Ancestral(10, variance="large"), ValueError, "'large'.*'beta'"),
         (lambda: sdegen.Ancestral(10, variance=-torch.ones(10)), ValueError, "non-negative"),

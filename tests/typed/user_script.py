@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import tempfile
 import warnings
@@ -189,6 +190,15 @@ def sample(model: sdegen.ScoreModel) -> None:
         sdegen.sample(sdegen.ScoreModel(lambda x, t: x / 0, model.path), shape, sdegen.Ancestral(4))
     except sdegen.NonFiniteError as error:
         print(f"refused, as it should be: {error}")
+
+
+def leaves() -> None:
+    """Without an import of their own; a name that is not there is an error of types too."""
+    net: sdegen.nets.MLP = sdegen.nets.MLP(2)
+    x = sdegen.datasets.two_moons(8)
+    print(net(x, torch.zeros(8)).shape, sdegen.interop.diffusers.spacing.__name__, sdegen.plot.__name__)
+    with contextlib.suppress(AttributeError):
+        sdegen.smaple  # type: ignore[attr-defined]  # noqa: B018
 
 
 class Leapfrog(sdegen.Multistep):
@@ -426,6 +436,7 @@ def main() -> None:
     assert len(steered(model)) == 4
     with tempfile.TemporaryDirectory() as directory:
         many(model, directory)
+    leaves()
 
 
 if __name__ == "__main__":

@@ -63,6 +63,7 @@ from sdegen.solvers import (
     march,
 )
 from sdegen.training.couplings import Independent, OptimalTransport
+from sdegen.training.fitting import fit
 from sdegen.training.hybrid import hybrid_loss
 from sdegen.training.losses import EDMWeighting, LikelihoodWeighting, MinSNR, loss
 from sdegen.training.times import (
@@ -87,7 +88,7 @@ __all__ += ["Churn", "Langevin", "Renoised", "Restart"]
 __all__ += ["Ask", "Multistep", "OneStep", "Problem", "Result", "Row", "Solver", "Stage", "march"]
 __all__ += ["Grid", "KarrasGrid", "Layout", "PowerGrid", "StretchedGrid"]
 # Verbs: train, move, score
-__all__ += ["hybrid_loss", "loss"]
+__all__ += ["fit", "hybrid_loss", "loss"]
 __all__ += ["decode", "encode", "rectify", "sample", "solve", "straightness"]
 __all__ += ["compare", "energy_distance", "tune"]
 __all__ += ["continuous_vlb", "discrete_log_prob", "entropy_form", "evaluate", "importance", "iwae"]

@@ -1,4 +1,4 @@
-"""Small data sets for trying things out: four toy densities in the plane, and the 8x8 digits of scikit-learn.
+"""Small data sets for trying things out: four toy densities in the plane, and scikit-learn's digits and photographs.
 
 The toys are closed forms of uniform and normal draws: (n, 2) in torch's default dtype, mean zero, coordinates of order
 one, on the device of `generator`. They draw from it, or from torch's global generator, and from no other. A bad
@@ -6,7 +6,7 @@ argument is a TypeError or ValueError.
 
 The digits are images n of whole levels 0 ... L-1: data of `Quantized(17)`, whose `dequantise` makes them continuous by
 uniform noise within each level, and whose `bits_per_dim` turns a log-density of the result back into a code length of
-the levels themselves. Both stand here as functions too.
+the levels themselves. Both stand here as functions too. Patches of the photographs are data of `Quantized(256)`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,10 @@ from torch import Tensor
 from sdegen import _checks
 from sdegen._shapes import Generators
 from sdegen.likelihoods.quantised import Quantized
+
+STRIPE, PERIOD, FIRST, MARGIN = 32, 128, 48, 16
+"""Of `patches`, in columns of pixels: the width of a held-out stripe, from one to the next, where the first begins, and
+what is left out on both sides of each."""
 
 
 def two_moons(n: int, *, noise: float = 0.05, generator: torch.Generator | None = None) -> Tensor:
@@ -131,6 +135,73 @@ def digits(split: str = "train", *, seed: int = 0) -> tuple[Tensor, Tensor]:
     held_out[by_label[::5]] = True
     chosen = held_out if split == "test" else ~held_out
     return images[chosen], labels[chosen]
+
+
+def patches(split: str = "train", *, size: int = 16, stride: int = 4) -> Tensor:
+    """Square patches of the two colour photographs that scikit-learn ships, a temple and a flower, in 256 levels.
+
+    The photographs, 427 x 640 pixels each, are held out by stripes: "test" is cut from the columns 48 ... 79 and every
+    128 columns on, five stripes of 32 columns in each photograph, "train" from what lies more than 16 columns away
+    from them. So no pixel belongs to both, while both see sky, roofs and petals. A split is every patch whose corner
+    stands on a lattice of `stride` pixels in a stretch of its columns, photograph after photograph: neighbours overlap
+    by size - stride, and with stride = size none do.
+
+    Args:
+        split: "train" (12772 patches by default) or "test" (5150).
+        size: height and width of a patch in pixels, 1 ... 32.
+        stride: from one patch to the next, in both directions.
+
+    Returns:
+        patches (n, 3, size, size), red, green and blue, the whole numbers 0 ... 255 in torch's default dtype.
+
+    Raises:
+        TypeError: an argument of another type.
+        ValueError: another split, a size beyond the stripes', or a stride below 1.
+        ImportError: scikit-learn is not installed, or Pillow, by which it reads photographs.
+
+    Examples:
+        >>> from sdegen.datasets import patches
+        >>> patches("test").shape
+        torch.Size([5150, 3, 16, 16])
+
+    References:
+        Scikit-learn: Machine Learning in Python, Pedregosa et al., 2011, arXiv:1201.0490; the photographs are
+        china.jpg and flower.jpg of its `load_sample_images`.
+    """
+    _checks.choice("split", split, ["train", "test"])
+    size, stride = _checks.whole("size", size), _checks.whole("stride", stride)
+    if size > STRIPE:
+        raise ValueError(f"size must be at most {STRIPE}, the width of a held-out stripe, and it is {size}.")
+    cut = [
+        photograph[:, :, left:right].unfold(1, size, stride).unfold(2, size, stride).permute(1, 2, 0, 3, 4)
+        for photograph in _photographs()
+        for left, right in _stripes(split, photograph.shape[2])
+    ]
+    return torch.cat([stripe.flatten(0, 1) for stripe in cut]).to(torch.get_default_dtype())
+
+
+def _stripes(split: str, width: int) -> list[tuple[int, int]]:
+    """The columns (left, right) of a split in a photograph of `width` columns; right is the first beyond."""
+    held_out = [(left, left + STRIPE) for left in range(FIRST, width - STRIPE + 1, PERIOD)]
+    if split == "test":
+        return held_out
+    lefts = [0, *(right + MARGIN for _, right in held_out)]
+    rights = [*(left - MARGIN for left, _ in held_out), width]
+    return list(zip(lefts, rights, strict=True))
+
+
+def _photographs() -> list[Tensor]:
+    """Both as (3, height, width), uint8."""
+    try:
+        from sklearn.datasets import load_sample_images
+
+        images = load_sample_images().images
+    except ImportError as error:  # of scikit-learn here, or of Pillow by scikit-learn
+        raise ImportError(
+            "The photographs come with scikit-learn and are read by Pillow, and one of them is not installed: "
+            "pip install 'sdegen[examples]'."
+        ) from error
+    return [torch.tensor(image).permute(2, 0, 1) for image in images]
 
 
 def dequantise(images: Tensor, levels: int = 17, generator: Generators = None) -> Tensor:

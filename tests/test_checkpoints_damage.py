@@ -115,7 +115,7 @@ def test_tensors_that_are_swapped_renamed_left_out_or_put_in(file):
     shaped = {**header, one: {**header[one], "shape": [2, 4]}}
     refused(file, joined(shaped, body), f"the tensor '{one}' is not the one that was saved")
     refused(file, joined({**header, one: {**header[one], "dtype": "I64"}}, body), f"the tensor '{one}' is not the one")
-    refused(file, joined({**header, one: {**header[one], "dtype": "F99"}}, body), "is damaged: .*F99")
+    refused(file, joined({**header, one: {**header[one], "dtype": "F99"}}, body), "is damaged: Error while")
     refused(file, joined({**header, one: 3}, body), "its header is cut off, damaged or no header")
 
 

@@ -24,7 +24,10 @@ OPTIONS = {
     "cond": {"cond": {"shift": 0.1 * torch.arange(50.0)[:, None]}},
     "units": {},
     "coupling and units": {"coupling": sdegen.OptimalTransport()},
-    "coupling and cond": {"coupling": sdegen.OptimalTransport(), "cond": {"shift": 0.1 * torch.arange(50.0)[:, None]}},
+    "coupling and cond": {
+        "coupling": sdegen.OptimalTransport(replace=True),
+        "cond": {"shift": 0.1 * torch.arange(50.0)[:, None]},
+    },
 }
 
 

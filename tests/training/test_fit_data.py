@@ -74,6 +74,10 @@ def test_batches_have_the_dtype_of_the_network():
         assert trained(x, m=m).dtype is torch.float32
         batches = batches_of("data", x, None, 8, torch.float32, Draws(0, torch.device("cpu")))
         assert batches.rows(0, slice(0, 8))[0].dtype is torch.float32
+    cond = {"a": points().numpy(), "b": {"label": np.arange(50)}}
+    batches = batches_of("data", points(), cond, 8, torch.float32, Draws(0, torch.device("cpu")))
+    received = batches.rows(0, slice(0, 8))[1]
+    assert (received["a"].dtype, received["b"]["label"].dtype) == (torch.float32, torch.int64)
 
 
 @pytest.mark.parametrize("n", [10, 16, 50])
@@ -131,6 +135,27 @@ def test_a_shuffling_loader_goes_by_the_seed_and_may_start_late():
             assert torch.equal(torch.stack(seen(range(first, 6), 0)), torch.stack(all_of_them[first:]))
         assert not torch.equal(torch.stack(seen(range(6), 1)), torch.stack(all_of_them))
     assert len(torch.cat(all_of_them[:2]).unique(dim=0)) == 8
+
+
+def test_what_a_loader_draws_depends_on_the_step_alone():
+    """Augmentations, whatever the network drew in between, and from wherever the training goes on."""
+
+    class Noisy(Items):
+        def __getitem__(self, i):
+            return self.x[i] + torch.rand(2)
+
+    def seen(steps):
+        batches = batches_of(
+            "data", DataLoader(Noisy(points(8)), 4), None, 8, torch.float64, Draws(0, torch.device("cpu"))
+        )
+        for step in steps:
+            yield batches.rows(step, slice(0, 4))[0]
+            torch.rand(step + len(steps))
+
+    with torch.random.fork_rng([]):
+        whole, late = torch.stack([*seen(range(6))]), torch.stack([*seen(range(3, 6))])
+    assert torch.equal(late, whole[3:])
+    assert len(whole.flatten(0, 1).unique(dim=0)) == 24
 
 
 def test_a_loader_of_whole_batches():

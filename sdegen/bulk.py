@@ -18,10 +18,11 @@ from torch import Tensor
 
 from sdegen import _checks
 from sdegen._arguments import check_model, interval
+from sdegen._solving import dtype_and_device, torch_device
 from sdegen._version import __version__
 from sdegen.journal import Chunks, Journal, checked_shard, compute_missing, refuse_collective, sample_generators
 from sdegen.models.base import Cond, Model
-from sdegen.sampling import check_solver, dtype_and_device, sample, torch_device
+from sdegen.sampling import check_solver, sample
 from sdegen.solvers.base import Solver
 
 

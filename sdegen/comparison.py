@@ -26,8 +26,9 @@ from torch import Tensor
 from sdegen import _checks
 from sdegen._arguments import batch_parts, check_model, interval, straight
 from sdegen._checks import NonFiniteError
+from sdegen._solving import Noise
 from sdegen.models.base import Cond, Model
-from sdegen.sampling import Noise, solve
+from sdegen.sampling import solve
 from sdegen.solvers import ODESolver, Problem, Solver
 from sdegen.solvers.base import bar
 

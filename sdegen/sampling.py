@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -12,9 +11,9 @@ from torch import Tensor
 from sdegen import _checks
 from sdegen._arguments import check_model, interval, solving, state, straight, warn_of_tiny_alpha
 from sdegen._shapes import Generators
+from sdegen._solving import Noise, check_gradients, check_parts, checked_noise, dtype_and_device, prior_draws
 from sdegen.callbacks import Callback, Told, check_callback
 from sdegen.models.base import Cond, Model
-from sdegen.paths.priors import Normal
 from sdegen.solvers import ODESolver
 from sdegen.solvers.base import Problem, Result, Solver, joined
 
@@ -23,8 +22,6 @@ LATENT_SOLVER = ODESolver("dopri8", rtol=1e-6)
 
 SIGNAL_LEFT = 0.05
 """Up to this alpha/sigma, N(0, sigma^2) passes for the law of x_t of data of unit scale."""
-
-Noise = Tensor | Callable[[int], Tensor] | None
 
 
 @dataclass(frozen=True)
@@ -126,7 +123,7 @@ def sample(
     check_model(model)
     check_solver(solver)
     check_gradients(model, solver, differentiable, checkpoint_every)
-    shape, noise = _checks.batch_shape(shape), _checked_noise(noise, solver)
+    shape, noise = _checks.batch_shape(shape), checked_noise(noise, solver)
     dtype, device = dtype_and_device(model, dtype, device)
     _checks.generators(generator, shape[0], device)
     _checks.conditions(cond)
@@ -339,12 +336,12 @@ def solve(
     check_gradients(model, solver, differentiable, checkpoint_every)
     _checks.choice("end", to, ("data", "noise"))
     check_callback(callback, solver, checkpoint_every, batch_size)
-    _check_parts(solver, batch_size, trajectory)
+    check_parts(solver, batch_size, trajectory)
     ends = interval(model, to, u, solver.span)
     if to == "data":
         warn_of_tiny_alpha(model, *ends, fixed=solver.span is not None)
     _checks.generators(generator, len(x), x.device)
-    received, noise = _network_arguments(cond), _checked_noise(noise, solver)
+    received, noise = _network_arguments(cond), checked_noise(noise, solver)
     told = None if callback is None else Told(callback, model, x.dtype, repr(solver))
     with solving(model, differentiable):
         problem = Problem(
@@ -379,12 +376,6 @@ def ode_solver(solver: Solver | None, both_ways: bool = True) -> Solver:
     return solver
 
 
-def prior_draws(model: Model, like: Tensor, u: float, generator: Generators) -> Tensor:
-    """Draws from the path's prior at the clock `u`, shaped like `like`."""
-    prior, z = model.path.prior_at(u), model.path.noise_like(like, generator)
-    return z * prior.std if isinstance(prior, Normal) else z
-
-
 def checked_result(result: object, solver: Solver) -> Result:
     """What `solver.run` returned, after a TypeError unless it is a Result."""
     if not isinstance(result, Result):
@@ -398,61 +389,6 @@ def check_solver(solver: object) -> None:
         raise TypeError(
             f"solver must be a Solver, such as Adams(20) or SDESolver('euler', 500), and it is {_checks.described(solver)}."
         )
-
-
-def _check_parts(solver: Solver, batch_size: int | None, trajectory: bool) -> None:
-    """The parts of a batch have a size, and where every step's state is wanted the same steps."""
-    if batch_size is not None and _checks.whole("batch_size", batch_size) and trajectory and not solver.differentiable:
-        raise ValueError(
-            f"trajectory=True with batch_size needs steps that all parts share, and {solver!r} chooses its own: solve "
-            "the parts one by one."
-        )
-
-
-def check_gradients(model: Model, solver: Solver, differentiable: bool, checkpoint_every: int | None) -> None:
-    """A solve keeps its graph where it was told to, its solver can and gradients are on."""
-    if not isinstance(differentiable, bool):
-        raise TypeError(f"differentiable must be True or False, and it is {differentiable!r}.")
-    if checkpoint_every is not None and not differentiable:
-        raise ValueError(
-            f"checkpoint_every = {checkpoint_every!r} is about a backward pass, and without differentiable=True there "
-            "is none."
-        )
-    if checkpoint_every is not None:
-        _checks.whole("checkpoint_every", checkpoint_every)
-    if differentiable and not solver.differentiable:
-        raise ValueError(
-            f"differentiable=True needs fixed steps, and {solver!r} chooses its own; take one such as "
-            "ODESolver('rk4', steps=20)."
-        )
-    if differentiable and not torch.is_grad_enabled():
-        raise ValueError(
-            "differentiable=True keeps the graph of the solve, and gradients are switched off here, by torch.no_grad "
-            "or torch.inference_mode."
-        )
-    if differentiable:
-        _check_paths(model)
-
-
-def _check_paths(model: Model) -> None:
-    """No path in the model has parameters: of their gradients only a part would come out."""
-    for path in (part.path for part in model.modules() if isinstance(part, Model)):
-        t = torch.tensor(0.5 * (path.t_data + path.t_noise), dtype=torch.float64)
-        if path.alpha(t).requires_grad or path.sigma(t).requires_grad:
-            raise ValueError(
-                f"The gradients of a solve do not reach its path, and {path!r} asks for them: give it alpha and sigma "
-                "without, by detach()."
-            )
-
-
-def _checked_noise(noise: Noise, solver: Solver) -> Noise:
-    if noise is not None and not (isinstance(noise, Tensor) or callable(noise)):
-        raise TypeError(f"noise must be a tensor of standard normals or a callable from k to them, not {noise!r}.")
-    if noise is not None and solver.solves_ode:
-        raise ValueError(f"noise= is for stochastic solvers, and {solver!r} solves an ODE.")
-    if isinstance(noise, Tensor):
-        _checks.batch("noise", noise, finite=noise.device.type == "cpu")
-    return noise
 
 
 def _network_arguments(cond: Cond) -> dict[str, object]:
@@ -476,21 +412,3 @@ def _empty(problem: Problem) -> Result:
     """An empty batch arrives without a query."""
     y, u = problem.y, [problem.u_from, problem.u_to]
     return Result(y, u, [y, y] if problem.trajectory else [])
-
-
-def dtype_and_device(
-    model: Model, dtype: torch.dtype | None, device: torch.device | str | None
-) -> tuple[torch.dtype, torch.device]:
-    """What was asked for, else what the model's parameters have, else the defaults."""
-    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        raise TypeError(f"dtype must be a floating torch dtype, and it is {dtype!r}.")
-    first = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
-    return dtype or first.dtype, first.device if device is None else torch_device(device)
-
-
-def torch_device(device: torch.device | str) -> torch.device:
-    """The device of this name."""
-    try:
-        return torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(f"device must name a torch device such as 'cpu' or 'cuda', and it is {device!r}.") from error

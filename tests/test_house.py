@@ -47,7 +47,7 @@ LAYERS = [  # a file imports only from rows above its own
     },
     {"solvers.refined", "solvers.registry"},
     {"solvers"},
-    {"callbacks"},
+    {"callbacks", "_solving"},
     {"sampling"},
     {"bulk"},
     {"reflow", "comparison", "likelihoods.gradients", "likelihoods.decoders", "likelihoods.gap"},

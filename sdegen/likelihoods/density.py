@@ -38,12 +38,13 @@ from sdegen._arguments import (
 from sdegen._checks import NonFiniteError
 from sdegen._derivatives import uncompiled
 from sdegen._shapes import Generators, event_size, generator_of_rows
+from sdegen._solving import check_gradients
 from sdegen.likelihoods.gap import prior_gap
 from sdegen.likelihoods.gradients import products_at_once
 from sdegen.models.base import Cond, Model
 from sdegen.models.masked import MASK, Masked, checked_mask, count, log_normal_at_zero
 from sdegen.paths.priors import Normal
-from sdegen.sampling import check_gradients, checked_result, ode_solver
+from sdegen.sampling import checked_result, ode_solver
 from sdegen.solvers import AdamsUntil, Exact, Hutchinson, ODESolver
 from sdegen.solvers.base import Problem, Result, Solver
 from sdegen.solvers.divergence import Probes, Trace, standard_error

@@ -27,9 +27,10 @@ from torch import Tensor
 from sdegen import _checks
 from sdegen._arguments import batch_parts, check_model
 from sdegen._shapes import Generators
+from sdegen._solving import prior_draws
 from sdegen.likelihoods.density import log_prob
 from sdegen.models.base import Cond, Model
-from sdegen.sampling import ode_solver, prior_draws, solve
+from sdegen.sampling import ode_solver, solve
 from sdegen.solvers.base import Solver
 
 

@@ -387,7 +387,8 @@ def check_solver(solver: object) -> None:
     """A TypeError unless it is one."""
     if not isinstance(solver, Solver):
         raise TypeError(
-            f"solver must be a Solver, such as Adams(20) or SDESolver('euler', 500), and it is {_checks.described(solver)}."
+            "solver must be a Solver, such as Adams(20) or SDESolver('euler', 500), and it is "
+            f"{_checks.described(solver)}."
         )
 
 

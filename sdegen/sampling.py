@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sdegen import _checks
 from sdegen._arguments import check_model, interval, scale_at, solving, straight, warn_of_tiny_alpha
-from sdegen._shapes import Generators
+from sdegen._shapes import Generators, summary
 from sdegen.callbacks import Callback, Told, check_callback
 from sdegen.models.base import Cond, Model
 from sdegen.paths.priors import Normal
@@ -57,6 +57,8 @@ class Solution:
     error: Tensor | None
     y: Tensor
     sample_calls: Tensor | None = None
+
+    __repr__ = summary
 
 
 def sample(
@@ -319,9 +321,8 @@ def ode_solver(solver: Solver | None, both_ways: bool = True) -> Solver:
     if solver is None:
         return LATENT_SOLVER
     if not isinstance(solver, Solver) or not getattr(solver, "solves_ode" if both_ways else "follows_ode"):
-        raise TypeError(
-            f"Only the ODE can be solved both ways: give Adams or an ODESolver, not {_checks.described(solver)}."
-        )
+        wrong = _checks.described(solver)
+        raise TypeError(f"Only the ODE can be solved both ways: give Adams or an ODESolver, not {wrong}.")
     return solver
 
 
@@ -340,9 +341,8 @@ def checked_result(result: object, solver: Solver) -> Result:
 
 def _check_solver(solver: object) -> None:
     if not isinstance(solver, Solver):
-        raise TypeError(
-            f"solver must be a Solver, such as Adams(20) or SDESolver('euler', 500), and it is {_checks.described(solver)}."
-        )
+        wrong = _checks.described(solver)
+        raise TypeError(f"solver must be a Solver, such as Adams(20) or SDESolver('euler', 500), and it is {wrong}.")
 
 
 def check_gradients(model: Model, solver: Solver, differentiable: bool, checkpoint_every: int | None) -> None:

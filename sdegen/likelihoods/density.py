@@ -28,7 +28,7 @@ from sdegen import _checks
 from sdegen._arguments import batch_parts, check_model, interval, scale_at, solving, straight, warn_of_tiny_alpha
 from sdegen._checks import NonFiniteError
 from sdegen._derivatives import uncompiled
-from sdegen._shapes import Generators, event_size, generator_of_rows
+from sdegen._shapes import Generators, event_size, generator_of_rows, summary
 from sdegen.likelihoods.gap import prior_gap
 from sdegen.likelihoods.gradients import products_at_once
 from sdegen.models.base import Cond, Model
@@ -84,6 +84,8 @@ class LogLikelihood:
     rejected: int
 
     kind: ClassVar[str] = "density"
+
+    __repr__ = summary
 
     @property
     def error(self) -> Tensor:

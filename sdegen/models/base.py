@@ -167,6 +167,13 @@ class Model(nn.Module, ABC):
     learns_variance: bool = False
     clips: bool = False
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.extra_repr()})"
+
+    def extra_repr(self) -> str:
+        """What is printed of a model, in one line: `print(model.net)` shows the layers of a network."""
+        return repr(self.path)
+
     @property
     @abstractmethod
     def clocks(self) -> tuple[float, float]:

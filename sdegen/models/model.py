@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from sdegen import _checks
 from sdegen._derivatives import following
@@ -78,8 +79,12 @@ class ScoreModel(Model):
         self.learns_variance = learns_variance
 
     def extra_repr(self) -> str:
-        """The path and the prediction, for printing."""
-        return f"path={self.path!r}, predicts={self.predicts!r}"
+        """The class of the network and its size, the path and the prediction, for printing."""
+        net, learned = self.net, ", learns_variance=True" if self.learns_variance else ""
+        name = type(net).__name__ if isinstance(net, nn.Module) else getattr(net, "__name__", type(net).__name__)
+        if isinstance(net, nn.Module):
+            name += f" with {sum(p.numel() for p in net.parameters() if not is_lazy(p)):,} parameters"
+        return f"{name}, {self.path!r}, predicts={self.predicts!r}{learned}"
 
     def forward(self, x_t: Tensor, t: float | Tensor, cond: Cond = None) -> Tensor:
         """The network's own output at `x_t` (B, *event) and times `t`, a scalar or (B,), in the dtype of `x_t`."""

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from sdegen._derivatives import outside_inference
-from sdegen._shapes import Generators, plain
+from sdegen._shapes import Generators, plain, summary
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -189,6 +189,8 @@ class Shared:
     """
 
     value: object
+
+    __repr__ = summary
 
 
 def conditions(cond: object) -> Mapping[str, object]:

@@ -7,10 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import fields
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
@@ -46,6 +51,23 @@ def batch_of_times(t: float | Tensor, x: Tensor) -> Tensor:
     if t.ndim > 1 or (t.ndim == 1 and t.shape[0] != x.shape[0]):
         raise ValueError(f"A time must be a scalar or have shape ({x.shape[0]},), and it has {tuple(t.shape)}.")
     return t.to(x).expand(x.shape[0])
+
+
+def summary(value: DataclassInstance) -> str:
+    """The `__repr__` of a value that holds tensors: one line with their shapes, and without what is None."""
+    held = {each.name: getattr(value, each.name) for each in fields(value)}
+    words = (f"{name}={_short(part)}" for name, part in held.items() if part is not None)
+    return f"{type(value).__name__}({', '.join(words)})"
+
+
+def _short(part: object) -> str:
+    if isinstance(part, Tensor):
+        return f"Tensor{tuple(part.shape)}"
+    if isinstance(part, list):
+        return f"list of {len(part)}"
+    if type(part) is tuple:
+        return f"({', '.join(map(_short, part))})"
+    return f"{part:.6g}" if isinstance(part, float) else repr(part)
 
 
 def event_size(shape: Sequence[int]) -> int:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sdegen import _checks
 from sdegen._arguments import check_model, interval, solving, state, straight, warn_of_tiny_alpha
-from sdegen._shapes import Generators
+from sdegen._shapes import Generators, summary
 from sdegen._solving import Noise, check_gradients, check_parts, checked_noise, dtype_and_device, prior_draws
 from sdegen.callbacks import Callback, Told, check_callback
 from sdegen.models.base import Cond, Model
@@ -63,6 +63,8 @@ class Solution:
     error: Tensor | None
     y: Tensor
     sample_calls: Tensor | None = None
+
+    __repr__ = summary
 
 
 def sample(
@@ -370,9 +372,8 @@ def ode_solver(solver: Solver | None, both_ways: bool = True) -> Solver:
     if solver is None:
         return LATENT_SOLVER
     if not isinstance(solver, Solver) or not getattr(solver, "solves_ode" if both_ways else "follows_ode"):
-        raise TypeError(
-            f"Only the ODE can be solved both ways: give Adams or an ODESolver, not {_checks.described(solver)}."
-        )
+        wrong = _checks.described(solver)
+        raise TypeError(f"Only the ODE can be solved both ways: give Adams or an ODESolver, not {wrong}.")
     return solver
 
 

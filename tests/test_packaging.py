@@ -64,6 +64,14 @@ def test_the_extras_are_those_that_are_written_about():
     assert {extra for group in written for extra in group.split(",")} == set(EXTRAS)
 
 
+def test_an_extra_brings_what_its_users_need():
+    assert names(EXTRAS["train"]) == {"accelerate", "safetensors", "tqdm"}
+    assert names(EXTRAS["plot"]) == {"matplotlib"}
+    assert {"sphinx", "furo", "myst-nb"} <= names(EXTRAS["docs"])
+    assert names(EXTRAS["train"] + EXTRAS["plot"]) <= names(EXTRAS["examples"])
+    assert names(EXTRAS["train"] + EXTRAS["plot"]) <= names(EXTRAS["test"])
+
+
 def test_the_readme_runs_the_tests_in_parallel_with_what_the_extra_brings():
     (command,) = re.findall(r"^python3 -m venv .*pytest.*$", (ROOT / "README.md").read_text(), re.M)
     assert '".[test]"' in command
@@ -75,7 +83,7 @@ def test_the_readme_runs_the_tests_in_parallel_with_what_the_extra_brings():
 def test_nothing_is_pinned_for_users_and_every_tool_is_for_ci():
     lines = [line.split("#")[0].strip() for line in (ROOT / ".ci" / "constraints.txt").read_text().splitlines()]
     pins = dict(line.split("==") for line in lines if line)
-    assert {"torch", "ruff", "mypy", "coverage", "pytest", "pytest-xdist"} <= set(pins)
+    assert {"torch", "ruff", "mypy", "coverage", "pytest", "pytest-xdist", "accelerate", "safetensors"} <= set(pins)
     asked = [*PROJECT["project"]["dependencies"], *(one for extra in EXTRAS.values() for one in extra)]
     assert not [requirement for requirement in asked if "==" in requirement]
     assert "torch>=2.4" in asked

@@ -37,7 +37,7 @@ from sdegen._arguments import (
 )
 from sdegen._checks import NonFiniteError
 from sdegen._derivatives import uncompiled
-from sdegen._shapes import Generators, event_size, generator_of_rows
+from sdegen._shapes import Generators, event_size, generator_of_rows, summary
 from sdegen._solving import check_gradients
 from sdegen.likelihoods.gap import prior_gap
 from sdegen.likelihoods.gradients import products_at_once
@@ -102,6 +102,8 @@ class LogLikelihood:
     rejected: int
 
     kind: ClassVar[str] = "density"
+
+    __repr__ = summary
 
     @property
     def error(self) -> Tensor:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from sdegen._arguments import batch_parts, evaluating
 from sdegen._checks import NonFiniteError
-from sdegen._shapes import Generators, sum_event
+from sdegen._shapes import Generators, sum_event, summary
 from sdegen.likelihoods.chain import ChainOnData, data_of_bound, fitted
 from sdegen.models.base import Cond, Model
 from sdegen.models.exact import Gaussian
@@ -58,6 +58,8 @@ class EntropyForm:
     entropy: float
     chain: Tensor
     model: Tensor
+
+    __repr__ = summary
 
     @property
     def total(self) -> float:

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from sdegen import _checks
 from sdegen._arguments import check_model
-from sdegen._shapes import Generators, event_size, rand
+from sdegen._shapes import Generators, event_size, rand, summary
 from sdegen.likelihoods.decoders import Discretized
 from sdegen.likelihoods.density import log_likelihood
 from sdegen.likelihoods.variational import IWAE
@@ -302,6 +302,8 @@ class DiscreteLogProb:
     log_weights: Tensor
     size: int
     errors: Tensor | None = None
+
+    __repr__ = summary
 
     @property
     def log_prob(self) -> Tensor:

@@ -30,7 +30,7 @@ from torch import Tensor
 from sdegen import _checks
 from sdegen._arguments import batch_parts, evaluating, scale_at
 from sdegen._checks import NonFiniteError
-from sdegen._shapes import Generators, event_size, sum_event, uniform
+from sdegen._shapes import Generators, event_size, sum_event, summary, uniform
 from sdegen.likelihoods.chain import Answer, ChainOnData, Data, data_of_bound, fitted
 from sdegen.likelihoods.decoders import Decoder, Discretized, decoder_of
 from sdegen.models.base import Cond, Model
@@ -76,6 +76,8 @@ class VLB:
     u: tuple[float, float]
     sigma: float
     standard_error: Tensor | None = None
+
+    __repr__ = summary
 
     @property
     def total(self) -> Tensor:
@@ -125,6 +127,8 @@ class IWAE:
 
     log_weights: Tensor
     size: int
+
+    __repr__ = summary
 
     @property
     def log_prob(self) -> Tensor:

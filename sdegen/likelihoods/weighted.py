@@ -26,7 +26,7 @@ from torch import Tensor
 
 from sdegen import _checks
 from sdegen._arguments import batch_parts, check_model
-from sdegen._shapes import Generators
+from sdegen._shapes import Generators, summary
 from sdegen._solving import prior_draws
 from sdegen.likelihoods.density import log_prob
 from sdegen.models.base import Cond, Model
@@ -69,6 +69,8 @@ class Importance:
 
     samples: Tensor
     log_weights: Tensor
+
+    __repr__ = summary
 
     @property
     def effective_size(self) -> Tensor:

@@ -177,6 +177,13 @@ class Model(nn.Module, ABC):
     learns_variance: bool = False
     clips: bool = False
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.extra_repr()})"
+
+    def extra_repr(self) -> str:
+        """What is printed of a model, in one line: `print(model.net)` shows the layers of a network."""
+        return repr(self.path)
+
     @property
     def standardize(self) -> Standardize | None:
         """The units of the data, where they are not the network's own; None where both are one."""

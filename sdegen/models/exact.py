@@ -266,6 +266,9 @@ class Gaussian(GaussianMixture):
         super().__init__(m[None], std, covariances=covariance)
         self.dtype = dtype
 
+    def __repr__(self) -> str:
+        return f"Gaussian(event {self.event_shape})"
+
     @property
     def mean(self) -> Tensor:
         """The mean of a flattened event, (d,), float64."""
@@ -294,6 +297,10 @@ class ExactModel(Model):
             raise ValueError(f"The exact model is that of data and independent Gaussian noise, which {path!r} is not.")
         self.mixture = mixture
         self.path = path
+
+    def extra_repr(self) -> str:
+        """The target and the path, for printing."""
+        return f"{self.mixture!r}, {self.path!r}"
 
     def on(self, path: GaussianPath) -> Model:
         """The exact model of the other path."""

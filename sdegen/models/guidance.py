@@ -89,6 +89,8 @@ class ClassifierFree(Wrapped):
         Common Diffusion Noise Schedules and Sample Steps are Flawed, Lin et al., 2024, arXiv:2305.08891 (`rescale`).
     """
 
+    _shown = ("scale", "rescale")
+
     def __init__(self, model: Model, scale: Scale, without: Mapping[str, object], rescale: float = 0.0):
         super().__init__(model)
         self.scale, self.without = _checked_scale(scale), conditions.checked(without)
@@ -142,6 +144,8 @@ class Guided(Steered):
         Refining Generative Process with Discriminator Guidance, Kim et al., 2023, arXiv:2211.17091.
     """
 
+    _shown = ("scale", "of")
+
     def __init__(self, model: Model, log_weight: Callable[..., Tensor], scale: Scale = 1.0, *, of: str = "x_t"):
         super().__init__(model)
         model.needs_score("Guidance by a gradient")
@@ -192,6 +196,8 @@ class Clipped(Wrapped):
         Denoising Diffusion Probabilistic Models, Ho et al., 2020, arXiv:2006.11239.
         Photorealistic Text-to-Image Diffusion Models, Saharia et al., 2022, arXiv:2205.11487 (dynamic thresholding).
     """
+
+    _shown = ("low", "high", "quantile", "most")
 
     def __init__(self, model: Model, low: float, high: float, *, quantile: float | None = None, most: float = math.inf):
         super().__init__(model)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from sdegen import _checks
 from sdegen._checks import stacklevel_outside
@@ -102,8 +103,12 @@ class ScoreModel(Model):
         return self._units
 
     def extra_repr(self) -> str:
-        """The path and the prediction, for printing."""
-        return f"path={self.path!r}, predicts={self.predicts!r}"
+        """The class of the network and its size, the path and the prediction, for printing."""
+        net, learned = self.net, ", learns_variance=True" if self.learns_variance else ""
+        name = type(net).__name__ if isinstance(net, nn.Module) else getattr(net, "__name__", type(net).__name__)
+        if isinstance(net, nn.Module):
+            name += f" with {sum(p.numel() for p in net.parameters() if not is_lazy(p)):,} parameters"
+        return f"{name}, {self.path!r}, predicts={self.predicts!r}{learned}"
 
     def get_extra_state(self) -> Tensor:
         """What the weights answer, for `state_dict`: the prediction and the path, as JSON in bytes, uint8 (n,)."""

@@ -77,6 +77,8 @@ class Observed(Steered):
         Diffusion Posterior Sampling for General Noisy Inverse Problems, Chung et al., 2023, arXiv:2209.14687.
     """
 
+    _shown = ("std",)
+
     def __init__(
         self,
         model: Model,

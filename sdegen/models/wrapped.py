@@ -14,6 +14,7 @@ import copy
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -30,15 +31,20 @@ Slope = Callable[..., Tensor]
 class _Forwarding(Model):
     """What every wrapper leaves as it is."""
 
+    _shown: ClassVar[tuple[str, ...]] = ()  # the names of the settings that are printed beside the model
+
     def __init__(self, model: Model):
         super().__init__()
         if not isinstance(model, Model):
-            raise TypeError(
-                f"A wrapper takes a model, such as a ScoreModel, and it was given {instead_of_model(model)}."
-            )
+            given = instead_of_model(model)
+            raise TypeError(f"A wrapper takes a model, such as a ScoreModel, and it was given {given}.")
         self.model = model
         self.path = model.path
         self.learns_variance, self.clips = model.learns_variance, model.clips
+
+    def extra_repr(self) -> str:
+        """The model that is wrapped, and the settings, for printing."""
+        return ", ".join([repr(self.model), *(f"{name}={getattr(self, name)!r}" for name in self._shown)])
 
     @property
     def standardize(self) -> Standardize | None:
@@ -160,6 +166,8 @@ class OnPath(_Forwarding):
         TypeError: `path` is none.
         ValueError: the path has another source than the model's.
     """
+
+    _shown = ("path",)
 
     def __init__(self, model: Model, path: GaussianPath):
         super().__init__(model)

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from sdegen import _checks
 from sdegen._derivatives import twice_differentiable
-from sdegen._shapes import Generators, generator_of_rows
+from sdegen._shapes import Generators, generator_of_rows, summary
 from sdegen.models.base import Model, Query
 from sdegen.solvers.divergence import Probes, products
 from sdegen.solvers.grids import Grid, Layout, lay
@@ -82,6 +82,8 @@ class Problem:
     checkpoint_every: int | None = None
     shared: frozenset[str] = frozenset()
     callback: Callable[[int, float, Tensor], None] | None = None
+
+    __repr__ = summary
 
     @property
     def start(self) -> Tensor:
@@ -212,6 +214,8 @@ class Result:
     sample_calls: Tensor | None = None
     divergence_error: Tensor | None = None
     memory: tuple[Tensor, ...] = ()
+
+    __repr__ = summary
 
 
 def joined(parts: Sequence[Result]) -> Result:

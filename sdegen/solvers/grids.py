@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from sdegen import _checks
+from sdegen._shapes import summary
 from sdegen.models.base import Model
 from sdegen.paths.chain import Knots
 from sdegen.paths.gaussian import GaussianPath
@@ -76,6 +77,8 @@ class Layout:
     u: Tensor
     t: Tensor
     clock: Stretch | None = None
+
+    __repr__ = summary
 
     @cached_property
     def s(self) -> Tensor:

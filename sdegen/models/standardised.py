@@ -38,7 +38,7 @@ class Standardize(nn.Module):
 
     Examples:
         >>> import torch, sdegen
-        >>> x = torch.tensor([[1000.0, 0.1], [3000.0, 0.3]])
+        >>> x = torch.tensor([[1000.0, 2.0], [3000.0, 6.0]])
         >>> units = sdegen.Standardize.of(x)
         >>> units(x).tolist()
         [[-1.0, -1.0], [1.0, 1.0]]

@@ -104,7 +104,8 @@ def straightness(
         solver: one that solves the ODE in at least two steps, not chosen from a tolerance; by default "rk4" in 100
             equal steps of u.
         cond: keyword arguments for the network, as in `sample`.
-        u: (from, to), only this part of the path; z is then x_t at u[0].
+        u: (from, to) on the straight clock sigma/(alpha + sigma), 1 at pure noise and 0 at clean data: only this part
+            of the path; z is then x_t at u[0].
         batch_size: samples in one network call, whose states at every step are held at once; all of them by default.
         progress: show a bar, a step for every part of the batch (needs tqdm).
 

@@ -98,8 +98,9 @@ def sample(
             it is `Shared`.
         x_T: the start, shaped like the samples, instead of a draw from N(0, sigma^2 I) at the noise end.
         noise: standard normals for a stochastic solver, see `solve`.
-        u: (from, to), only this part of the path. Where data still show through at `from`, give x_T: the draw from
-            N(0, sigma^2 I) assumes that they do not, and a warning says so.
+        u: (from, to) on the straight clock sigma/(alpha + sigma), 1 at pure noise and 0 at clean data: only this part
+            of the path. Where data still show through at `from`, give x_T: the draw from N(0, sigma^2 I) assumes that
+            they do not, and a warning says so.
         dtype: of the samples; by default that of the model's parameters.
         device: of the samples; by default that of the model's parameters.
         batch_size: samples in one network call, see `solve`; all of them by default. More than fit into memory are for
@@ -177,7 +178,8 @@ def encode(
         x: the data, (B, *event).
         solver: one that solves the ODE; by default "dopri8" at tolerance 1e-6.
         cond: keyword arguments for the network.
-        u: (from, to), only this part of the path.
+        u: (from, to) on the straight clock sigma/(alpha + sigma), 1 at pure noise and 0 at clean data: only this part
+            of the path.
         batch_size: samples in one network call, see `solve`; all of them by default.
         progress: show a bar (needs tqdm).
         differentiable: keep the graph for a backward pass, see `solve`; the default solver is adaptive and has none.
@@ -231,7 +233,8 @@ def decode(
         z: the latents, x at the noise end, (B, *event).
         solver: one that solves the ODE; by default "dopri8" at tolerance 1e-6.
         cond: keyword arguments for the network.
-        u: (from, to), only this part of the path; z is then x_t at u[0].
+        u: (from, to) on the straight clock sigma/(alpha + sigma), 1 at pure noise and 0 at clean data: only this part
+            of the path; z is then x_t at u[0].
         batch_size: as in `encode`.
         progress: as in `encode`.
         differentiable: as in `encode`.
@@ -290,7 +293,8 @@ def solve(
         x: the state to start from, (B, *event).
         solver: as in `sample`; not every solver goes towards noise.
         to: "data" or "noise", the end to reach.
-        u: (from, to) on the straight clock: only this part of the path; x is then x_t at u[0].
+        u: (from, to) on the straight clock sigma/(alpha + sigma), 1 at pure noise and 0 at clean data: only this part
+            of the path; x is then x_t at u[0].
         noise: makes a stochastic solver a deterministic function: standard normals (steps, B, *event), step 0 at the
             start; "srk" takes (steps, 2, B, *event), the second for the space-time area; or a callable from the step k
             to its normals. The increment of step k is sqrt(h_k) z_k; Ancestral does not use the last.

@@ -70,7 +70,8 @@ def continuous_vlb(
         generator: a torch.Generator or one per sample.
         u_min: the clock of the first latent, by default the start u[0] of the path's part, and where data are clean
             there 1e-3, or on a `DDPM` path the clock of its first trained step.
-        u: (from, to), from < to: the part of the path, all of it by default; at u[1] the prior is N(0, sigma^2).
+        u: (from, to) on the straight clock sigma/(alpha + sigma), from < to: the part of the path, all of it by
+            default; at u[1] the prior is N(0, sigma^2).
         draws: the number of clocks per sample, even.
         batch_size: as in `vlb`.
         progress: whether to show a bar (needs tqdm).

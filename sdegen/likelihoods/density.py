@@ -160,7 +160,8 @@ def log_likelihood(
             Gaussian(mean, covariance=...).marginal(path, path.t_noise), takes most of it away.
         generator: for the probes, a torch.Generator or one per sample.
         cond: keyword arguments for the network, as in `sample`.
-        u: (from, to), from < to: the log-density of x as x_t at u[0], with the prior at u[1].
+        u: (from, to) on the straight clock sigma/(alpha + sigma), from < to: the log-density of x as x_t at u[0], with
+            the prior at u[1].
         differentiable: keep the graph of `.log_prob` and `.latent`, for gradients in x, in parameters, conditions: on
             fixed steps, such as Adams(80). The network stays in the mode it is in.
         checkpoint_every: as in `solve`.

@@ -193,8 +193,9 @@ def vlb(
         generator: a torch.Generator or one per sample.
         steps: of the chain, on a path that is none or for a shorter one, as in `Ancestral`.
         grid: of the chain, as in `Ancestral`.
-        u: (from, to), from < to: the chain on this part of the path, by default all of it or what `path.respaced(...)`
-            spans. At u[1] < 1 the prior N(0, sigma^2) is an assumption of the model, and L_K says what it costs.
+        u: (from, to) on the straight clock sigma/(alpha + sigma), from < to: the chain on this part of the path, by
+            default all of it or what `path.respaced(...)` spans. At u[1] < 1 the prior N(0, sigma^2) is an assumption
+            of the model, and L_K says what it costs.
         draws: an even number of random k per sample instead of all K-1; `standard_error` says how far off the sum of
             their terms may be.
         batch_size: rows of x in one network call; all of them by default. One generator per sample gives a sample the

@@ -258,7 +258,7 @@ class Model(nn.Module, ABC):
         1/(1-u) for eps, 1/u for data, sqrt(2) for the velocity of `CondOT`: it decides where `Adams` steps.
 
         Args:
-            u: the clocks (n,), float64 on the CPU.
+            u: the straight clock, (n,), float64 on the CPU.
 
         Returns:
             the gain, (n,); 1 for a model without a network, such as an exact one.
@@ -301,8 +301,8 @@ class Model(nn.Module, ABC):
 
         Args:
             y: a state; only its batch size, dtype and device are read.
-            u: the clocks (n,), float64 on the CPU, so that all numbers are computed at once and moved once; or one per
-                sample, wherever the states are.
+            u: the straight clock, (n,), float64 on the CPU, so that all numbers are computed at once and moved once; or
+                one per sample, wherever the states are.
             t: the path's time at these clocks where it is known, else None.
             c: the factor of E[x | y], (n,).
             d: the factor of E[eps | y], (n,).
@@ -356,7 +356,7 @@ class Model(nn.Module, ABC):
 
         Args:
             x_t: states, (B, *event).
-            t: the path's own time, a number or (B,).
+            t: the path's own time, `path.t_data` at the data and `path.t_noise` at the noise, a number or (B,).
             cond: keyword arguments for the network.
 
         Returns:
@@ -380,7 +380,7 @@ class Model(nn.Module, ABC):
 
         Args:
             x_t: states, (B, *event).
-            t: the path's own time, a number or (B,).
+            t: the path's own time, `path.t_data` at the data and `path.t_noise` at the noise, a number or (B,).
             cond: keyword arguments for the network.
 
         Returns:
@@ -398,7 +398,7 @@ class Model(nn.Module, ABC):
         return self._predict("eps", x_t, t, cond)
 
     def score(self, x_t: Tensor, t: float | Tensor, cond: Cond = None) -> Tensor:
-        """The gradient of log p_t at `x_t`, -eps/sigma (Tweedie's formula).
+        """The gradient of log p_t at `x_t`, -eps/sigma (Tweedie); arguments as in `eps`, t the path's own time.
 
         Examples:
             >>> model = sdegen.Gaussian([1.0], 0.5).model(sdegen.CondOT())
@@ -408,7 +408,7 @@ class Model(nn.Module, ABC):
         return self._predict("score", x_t, t, cond)
 
     def data(self, x_t: Tensor, t: float | Tensor, cond: Cond = None) -> Tensor:
-        """E[x | x_t]: the denoised data.
+        """E[x | x_t]: the denoised data; arguments as in `eps`, t the path's own time.
 
         Examples:
             >>> model = sdegen.Gaussian([1.0], 0.5).model(sdegen.CondOT())
@@ -418,7 +418,9 @@ class Model(nn.Module, ABC):
         return self._predict("data", x_t, t, cond)
 
     def velocity(self, x_t: Tensor, t: float | Tensor, cond: Cond = None) -> Tensor:
-        """dx/dt of the probability-flow ODE in the path's own time, alpha' E[x | x_t] + sigma' E[eps | x_t].
+        """dx/dt of the probability-flow ODE, alpha' E[x | x_t] + sigma' E[eps | x_t].
+
+        Arguments as in `eps`; t is the path's own time, in which alpha' and sigma' are the derivatives.
 
         Examples:
             >>> model = sdegen.Gaussian([3.0], 1e-4).model(sdegen.CondOT())
@@ -428,7 +430,7 @@ class Model(nn.Module, ABC):
         return self._predict("velocity", x_t, t, cond)
 
     def v(self, x_t: Tensor, t: float | Tensor, cond: Cond = None) -> Tensor:
-        """alpha E[eps | x_t] - sigma E[x | x_t], Salimans and Ho's v."""
+        """alpha E[eps | x_t] - sigma E[x | x_t], Salimans and Ho's v; arguments as in `eps`, t the path's own time."""
         return self._predict("v", x_t, t, cond)
 
     def _predict(self, name: str, x_t: Tensor, t: float | Tensor, cond: Cond) -> Tensor:

@@ -172,7 +172,7 @@ class GaussianMixture:
 
         Args:
             path: a Gaussian path.
-            t: one time of it.
+            t: one time of it, the path's own: `path.t_data` at the data, `path.t_noise` at the noise.
 
         Returns:
             sum_i w_i N(alpha m_i, alpha^2 S_i + sigma^2).

@@ -139,7 +139,7 @@ class ScoreModel(Model):
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *lists)
 
     def forward(self, x_t: Tensor, t: float | Tensor, cond: Cond = None) -> Tensor:
-        """The network's own output at `x_t` (B, *event) and times `t`, a scalar or (B,), in the dtype of `x_t`."""
+        """The network's own output at `x_t` (B, *event), in its dtype; `t` is the path's own time, a scalar or (B,)."""
         _checks.batch("x_t", x_t, finite=False)
         t = self.path.checked_times(batch_of_times(t, x_t.to(torch.promote_types(x_t.dtype, torch.float32))))
         return self.predict(x_t.clone(), t, _checks.network_arguments(_checks.conditions(cond)))

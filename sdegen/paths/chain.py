@@ -223,7 +223,7 @@ class DDPM(VariancePreserving):
         variance-preserving path, `lambda t: chain.index(chain.time(path.clock(t)))`, which matches the log-SNR.
 
         Args:
-            t: times of this path, of any shape.
+            t: the path's own times, 0 at the data and 1 at the noise, of any shape.
 
         Returns:
             Numbers in [0, K-1], shaped like `t`, exact at the knots.
@@ -309,14 +309,20 @@ class DDPM(VariancePreserving):
         return torch.where(last, 1 - 1 / self.steps, t), torch.where(last, q, 0.0).to(t)
 
     def alpha(self, t: float | Tensor) -> Tensor:
-        """alpha = exp(-B/2), and alpha_{K-1} (1-q) in a last step of beta 1."""
+        """alpha = exp(-B/2), and alpha_{K-1} (1-q) in a last step of beta 1.
+
+        t is the path's own time, 0 at the data and 1 at the noise.
+        """
         if not self._ends_in_noise:
             return super().alpha(t)
         before, q = self._before_last(as_time(t))
         return super().alpha(before) * (1 - q)
 
     def sigma(self, t: float | Tensor) -> Tensor:
-        """sigma = sqrt(1 - exp(-B)), and sqrt(sigma_{K-1}^2 + alpha_{K-1}^2 q (2-q)) in a last step of beta 1."""
+        """sigma = sqrt(1 - exp(-B)), and sqrt(sigma_{K-1}^2 + alpha_{K-1}^2 q (2-q)) in a last step of beta 1.
+
+        t is the path's own time, 0 at the data and 1 at the noise.
+        """
         if not self._ends_in_noise:
             return super().sigma(t)
         before, q = self._before_last(as_time(t))
@@ -324,7 +330,10 @@ class DDPM(VariancePreserving):
         return torch.sqrt(-torch.expm1(-B) + torch.exp(-B) * q * (2 - q))
 
     def slopes(self, t: float | Tensor) -> Slopes:
-        """As of every such path, but that alpha' keeps its value all through a last step of beta 1."""
+        """As of every such path, but that alpha' keeps its value all through a last step of beta 1.
+
+        t is the path's own time, 0 at the data and 1 at the noise.
+        """
         if not self._ends_in_noise:
             return super().slopes(t)
         t = as_time(t)
@@ -333,7 +342,7 @@ class DDPM(VariancePreserving):
         return Slopes(slope, -alpha * slope / self.sigma(t), -2 * alpha * slope)
 
     def beta(self, t: float | Tensor) -> Tensor:
-        """B', at a knot the slope of the step towards the noise; infinite at pure noise."""
+        """B', at a knot the slope of the step towards the noise; infinite at pure noise; t is the path's own time."""
         t = as_time(t)
         (_, coefficients), (k, q) = self._table(t), self._within(t)
         c1, c2, c3 = coefficients.unbind()
@@ -343,7 +352,7 @@ class DDPM(VariancePreserving):
         return (self.steps * rate).to(t)
 
     def integrated_beta(self, t: float | Tensor) -> Tensor:
-        """B, exact at the knots; infinite at pure noise."""
+        """B, exact at the knots; infinite at pure noise; t is the path's own time."""
         t = as_time(t)
         (B, coefficients), (k, q) = self._table(t), self._within(t)
         c1, c2, c3 = coefficients.unbind()

@@ -31,31 +31,37 @@ class VariancePreserving(UnitVariance):
 
     @abstractmethod
     def beta(self, t: float | Tensor) -> Tensor:
-        """The noise rate beta(t) = g^2."""
+        """The noise rate beta(t) = g^2 at the path's own time t."""
 
     @abstractmethod
     def integrated_beta(self, t: float | Tensor) -> Tensor:
-        """B(t), the integral of beta from the data to t."""
+        """B(t), the integral of beta from the data to t, the path's own time."""
 
     @abstractmethod
     def _time_of(self, B: Tensor) -> Tensor:
         """The inverse of `integrated_beta`."""
 
     def alpha(self, t: float | Tensor) -> Tensor:
-        """alpha = exp(-B/2)."""
+        """alpha = exp(-B/2); t is the path's own time, 0 at the data and 1 at the noise."""
         return torch.exp(-0.5 * self.integrated_beta(t))
 
     def sigma(self, t: float | Tensor) -> Tensor:
-        """sigma = sqrt(1 - exp(-B)), by expm1."""
+        """sigma = sqrt(1 - exp(-B)), by expm1; t is the path's own time, 0 at the data and 1 at the noise."""
         return torch.sqrt(-torch.expm1(-self.integrated_beta(t)))
 
     def slopes(self, t: float | Tensor) -> Slopes:
-        """alpha' = -beta alpha / 2 and (sigma^2)' = beta alpha^2."""
+        """alpha' = -beta alpha / 2 and (sigma^2)' = beta alpha^2.
+
+        t is the path's own time, 0 at the data and 1 at the noise.
+        """
         beta, alpha = self.beta(t), self.alpha(t)
         return Slopes(-0.5 * beta * alpha, 0.5 * beta * alpha**2 / self.sigma(t), beta * alpha**2)
 
     def time(self, u: float | Tensor) -> Tensor:
-        """The inverse of exp(B) = 1 + (u/(1-u))^2."""
+        """The inverse of exp(B) = 1 + (u/(1-u))^2.
+
+        u is the straight clock sigma/(alpha + sigma), 0 at clean data and 1 at pure noise.
+        """
         u = self.checked_clocks(u)
         return self._time_of(torch.log1p((u / (1 - u)) ** 2))
 
@@ -75,11 +81,11 @@ class _LinearBeta:
             raise ValueError(f"beta_min must not exceed beta_max, and they are {self.beta_min} and {self.beta_max}.")
 
     def beta(self, t: float | Tensor) -> Tensor:
-        """beta = beta_min + (beta_max - beta_min) t."""
+        """beta = beta_min + (beta_max - beta_min) t at the path's own time t."""
         return self.beta_min + (self.beta_max - self.beta_min) * as_time(t)
 
     def integrated_beta(self, t: float | Tensor) -> Tensor:
-        """B = beta_min t + (beta_max - beta_min) t^2 / 2."""
+        """B = beta_min t + (beta_max - beta_min) t^2 / 2 at the path's own time t."""
         t = as_time(t)
         return (self.beta_min + 0.5 * (self.beta_max - self.beta_min) * t) * t
 
@@ -144,26 +150,35 @@ class SubVPSDE(_LinearBeta, GaussianPath):
     """
 
     def alpha(self, t: float | Tensor) -> Tensor:
-        """alpha = exp(-B/2)."""
+        """alpha = exp(-B/2); t is the path's own time, 0 at the data and 1 at the noise."""
         return torch.exp(-0.5 * self.integrated_beta(t))
 
     def sigma(self, t: float | Tensor) -> Tensor:
-        """sigma = 1 - exp(-B), by expm1."""
+        """sigma = 1 - exp(-B), by expm1; t is the path's own time, 0 at the data and 1 at the noise."""
         return -torch.expm1(-self.integrated_beta(t))
 
     def slopes(self, t: float | Tensor) -> Slopes:
-        """alpha' = -beta alpha / 2 and sigma' = beta alpha^2."""
+        """alpha' = -beta alpha / 2 and sigma' = beta alpha^2.
+
+        t is the path's own time, 0 at the data and 1 at the noise.
+        """
         beta, alpha = self.beta(t), self.alpha(t)
         slope = beta * alpha**2
         return Slopes(-0.5 * beta * alpha, slope, 2 * self.sigma(t) * slope)
 
     def time(self, u: float | Tensor) -> Tensor:
-        """The inverse of sigma = 1 - alpha^2, from which B = -log(1 - sigma)."""
+        """The inverse of sigma = 1 - alpha^2, from which B = -log(1 - sigma).
+
+        u is the straight clock sigma/(alpha + sigma), 0 at clean data and 1 at pure noise.
+        """
         u = self.checked_clocks(u)
         return self._time_of(-torch.log1p(-u * self._scale(u)))
 
     def scale(self, u: float | Tensor) -> Tensor:
-        """The positive root of (1-u)^2 r^2 + u r = 1."""
+        """The positive root of (1-u)^2 r^2 + u r = 1.
+
+        u is the straight clock sigma/(alpha + sigma), 0 at clean data and 1 at pure noise.
+        """
         return self._scale(self.checked_clocks(u))
 
     def _scale(self, u: Tensor) -> Tensor:
@@ -207,23 +222,32 @@ class CosineVPSDE(UnitVariance):
         return self._rate * self.s
 
     def alpha(self, t: float | Tensor) -> Tensor:
-        """alpha = cos(theta) / cos(theta_0)."""
+        """alpha = cos(theta) / cos(theta_0); t is the path's own time, 0 at the data and 1 at the noise."""
         return torch.sin(self._rate * (1 - as_time(t))) / math.cos(self._start)
 
     def sigma(self, t: float | Tensor) -> Tensor:
-        """sigma = sqrt(cos^2 theta_0 - cos^2 theta) / cos(theta_0), as a product of two sines."""
+        """sigma = sqrt(cos^2 theta_0 - cos^2 theta) / cos(theta_0), as a product of two sines.
+
+        t is the path's own time, 0 at the data and 1 at the noise.
+        """
         turned = self._rate * as_time(t)
         return torch.sqrt(torch.sin(turned) * torch.sin(turned + 2 * self._start)) / math.cos(self._start)
 
     def slopes(self, t: float | Tensor) -> Slopes:
-        """alpha' = -theta' sin(theta) / cos(theta_0) and (sigma^2)' = -2 alpha alpha'."""
+        """alpha' = -theta' sin(theta) / cos(theta_0) and (sigma^2)' = -2 alpha alpha'.
+
+        t is the path's own time, 0 at the data and 1 at the noise.
+        """
         t = as_time(t)
         alpha = self.alpha(t)
         slope = -self._rate * torch.cos(self._rate * (1 - t)) / math.cos(self._start)
         return Slopes(slope, -alpha * slope / self.sigma(t), -2 * alpha * slope)
 
     def time(self, u: float | Tensor) -> Tensor:
-        """theta - theta_0 from the tangents: cos^2 theta_0 tan^2 theta = (u/(1-u))^2 + sin^2 theta_0."""
+        """theta - theta_0 from the tangents: cos^2 theta_0 tan^2 theta = (u/(1-u))^2 + sin^2 theta_0.
+
+        u is the straight clock sigma/(alpha + sigma), 0 at clean data and 1 at pure noise.
+        """
         u = self.checked_clocks(u)
         sin, cos = math.sin(self._start), math.cos(self._start)
         root = torch.sqrt(u**2 + (sin * (1 - u)) ** 2)
@@ -270,25 +294,34 @@ class VESDE(GaussianPath):
         return math.log(self.sigma_max / self.sigma_min)
 
     def alpha(self, t: float | Tensor) -> Tensor:
-        """alpha = 1."""
+        """alpha = 1; t is the path's own time, 0 at the data and 1 at the noise."""
         return torch.ones_like(as_time(t))
 
     def sigma(self, t: float | Tensor) -> Tensor:
-        """sigma = sigma_min (sigma_max/sigma_min)^t."""
+        """sigma = sigma_min (sigma_max/sigma_min)^t; t is the path's own time, 0 at the data and 1 at the noise."""
         return self.sigma_min * torch.exp(self._log_ratio * as_time(t))
 
     def slopes(self, t: float | Tensor) -> Slopes:
-        """alpha' = 0 and sigma' = sigma log(sigma_max/sigma_min)."""
+        """alpha' = 0 and sigma' = sigma log(sigma_max/sigma_min).
+
+        t is the path's own time, 0 at the data and 1 at the noise.
+        """
         sigma = self.sigma(t)
         return Slopes(torch.zeros_like(sigma), self._log_ratio * sigma, 2 * self._log_ratio * sigma**2)
 
     def time(self, u: float | Tensor) -> Tensor:
-        """t = log(sigma/sigma_min) / log(sigma_max/sigma_min) with sigma = u/(1-u)."""
+        """t = log(sigma/sigma_min) / log(sigma_max/sigma_min) with sigma = u/(1-u).
+
+        u is the straight clock sigma/(alpha + sigma), 0 at clean data and 1 at pure noise.
+        """
         u = self.checked_clocks(u)
         return torch.log(u / (1 - u) / self.sigma_min) / self._log_ratio
 
     def scale(self, u: float | Tensor) -> Tensor:
-        """r = 1 + sigma = 1/(1-u)."""
+        """r = 1 + sigma = 1/(1-u).
+
+        u is the straight clock sigma/(alpha + sigma), 0 at clean data and 1 at pure noise.
+        """
         return 1 / (1 - self.checked_clocks(u))
 
 
@@ -324,23 +357,26 @@ class EDM(GaussianPath):
         object.__setattr__(self, "t_noise", _checks.real("sigma_max", self.sigma_max, 0, strict=True))
 
     def alpha(self, t: float | Tensor) -> Tensor:
-        """alpha = 1."""
+        """alpha = 1; t is the path's own time, 0 at the data and sigma_max at the noise."""
         return torch.ones_like(as_time(t))
 
     def sigma(self, t: float | Tensor) -> Tensor:
-        """sigma = t."""
+        """sigma = t; t is the path's own time, 0 at the data and sigma_max at the noise."""
         return as_time(t)
 
     def slopes(self, t: float | Tensor) -> Slopes:
-        """alpha' = 0 and sigma' = 1."""
+        """alpha' = 0 and sigma' = 1; t is the path's own time, 0 at the data and sigma_max at the noise."""
         t = as_time(t)
         return Slopes(torch.zeros_like(t), torch.ones_like(t), 2 * t)
 
     def time(self, u: float | Tensor) -> Tensor:
-        """t = u/(1-u)."""
+        """t = u/(1-u); u is the straight clock sigma/(alpha + sigma), 0 at clean data and 1 at pure noise."""
         u = self.checked_clocks(u)
         return u / (1 - u)
 
     def scale(self, u: float | Tensor) -> Tensor:
-        """r = 1 + sigma = 1/(1-u)."""
+        """r = 1 + sigma = 1/(1-u).
+
+        u is the straight clock sigma/(alpha + sigma), 0 at clean data and 1 at pure noise.
+        """
         return 1 / (1 - self.checked_clocks(u))

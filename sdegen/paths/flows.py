@@ -56,27 +56,30 @@ class CondOT(GaussianPath):
             raise ValueError(f"sigma_min must be below 1, and it is {self.sigma_min}.")
 
     def alpha(self, t: float | Tensor) -> Tensor:
-        """alpha = t."""
+        """alpha = t; t is the path's own time, 1 at the data and 0 at the noise."""
         return as_time(t) + 0.0
 
     def sigma(self, t: float | Tensor) -> Tensor:
-        """sigma = 1 - (1 - sigma_min) t."""
+        """sigma = 1 - (1 - sigma_min) t; t is the path's own time, 1 at the data and 0 at the noise."""
         t = as_time(t)
         return (1 - t) + self.sigma_min * t
 
     def slopes(self, t: float | Tensor) -> Slopes:
-        """alpha' = 1 and sigma' = sigma_min - 1."""
+        """alpha' = 1 and sigma' = sigma_min - 1; t is the path's own time, 1 at the data and 0 at the noise."""
         sigma = self.sigma(t)
         slope = self.sigma_min - 1
         return Slopes(torch.ones_like(sigma), torch.full_like(sigma, slope), 2 * slope * sigma)
 
     def time(self, u: float | Tensor) -> Tensor:
-        """t = alpha = (1-u) r."""
+        """t = alpha = (1-u) r; u is the straight clock sigma/(alpha + sigma), 0 at clean data and 1 at pure noise."""
         u = self.checked_clocks(u)
         return (1 - u) * self._scale(u)
 
     def scale(self, u: float | Tensor) -> Tensor:
-        """r = 1/(1 - sigma_min (1-u))."""
+        """r = 1/(1 - sigma_min (1-u)).
+
+        u is the straight clock sigma/(alpha + sigma), 0 at clean data and 1 at pure noise.
+        """
         return self._scale(self.checked_clocks(u))
 
     def _scale(self, u: Tensor) -> Tensor:
@@ -102,20 +105,26 @@ class Trigonometric(UnitVariance):
     t_noise = 0.0
 
     def alpha(self, t: float | Tensor) -> Tensor:
-        """alpha = sin(pi t/2)."""
+        """alpha = sin(pi t/2); t is the path's own time, 1 at the data and 0 at the noise."""
         return torch.sin(0.5 * math.pi * as_time(t))
 
     def sigma(self, t: float | Tensor) -> Tensor:
-        """sigma = cos(pi t/2), as a sine that is exactly 0 at t = 1."""
+        """sigma = cos(pi t/2), as a sine that is exactly 0 at t = 1.
+
+        t is the path's own time, 1 at the data and 0 at the noise.
+        """
         return torch.sin(0.5 * math.pi * (1 - as_time(t)))
 
     def slopes(self, t: float | Tensor) -> Slopes:
-        """alpha' = pi/2 sigma and sigma' = -pi/2 alpha."""
+        """alpha' = pi/2 sigma and sigma' = -pi/2 alpha; t is the path's own time, 1 at the data and 0 at the noise."""
         alpha, sigma = 0.5 * math.pi * self.alpha(t), self.sigma(t)
         return Slopes(0.5 * math.pi * sigma, -alpha, -2 * sigma * alpha)
 
     def time(self, u: float | Tensor) -> Tensor:
-        """The inverse of tan(pi (1-t)/2) = u/(1-u)."""
+        """The inverse of tan(pi (1-t)/2) = u/(1-u).
+
+        u is the straight clock sigma/(alpha + sigma), 0 at clean data and 1 at pure noise.
+        """
         u = self.checked_clocks(u)
         return 1 - torch.atan2(u, 1 - u) / (0.5 * math.pi)
 
@@ -143,23 +152,26 @@ class WrappedPath(GaussianPath):
             object.__setattr__(self, name, getattr(self.path, name))
 
     def alpha(self, t: float | Tensor) -> Tensor:
-        """alpha of the wrapped path."""
+        """alpha of the wrapped path; t is the path's own time, `t_data` at the data and `t_noise` at the noise."""
         return self.path.alpha(t)
 
     def sigma(self, t: float | Tensor) -> Tensor:
-        """sigma of the wrapped path."""
+        """sigma of the wrapped path; t is the path's own time, `t_data` at the data and `t_noise` at the noise."""
         return self.path.sigma(t)
 
     def slopes(self, t: float | Tensor) -> Slopes:
-        """The slopes of the wrapped path."""
+        """The slopes of the wrapped path; t is the path's own time, `t_data` at the data and `t_noise` at the noise."""
         return self.path.slopes(t)
 
     def time(self, u: float | Tensor) -> Tensor:
-        """The time of the wrapped path."""
+        """The time of the wrapped path.
+
+        u is the straight clock sigma/(alpha + sigma), 0 at clean data and 1 at pure noise.
+        """
         return self.path.time(u)
 
     def scale(self, u: float | Tensor) -> Tensor:
-        """r of the wrapped path."""
+        """r of the wrapped path; u is the straight clock sigma/(alpha + sigma), 0 at clean data and 1 at pure noise."""
         return self.path.scale(u)
 
 
@@ -269,17 +281,29 @@ class Retimed(WrappedPath):
         return torch.where(near_data, from_data, self.path.t_noise + self._rate * (t - self.t_noise))
 
     def alpha(self, t: float | Tensor) -> Tensor:
-        """alpha of the wrapped path at its own time."""
+        """alpha of the wrapped path at its own time.
+
+        t is the path's own time, `t_data` at the data and `t_noise` at the noise.
+        """
         return self.path.alpha(self._own(t))
 
     def sigma(self, t: float | Tensor) -> Tensor:
-        """sigma of the wrapped path at its own time."""
+        """sigma of the wrapped path at its own time.
+
+        t is the path's own time, `t_data` at the data and `t_noise` at the noise.
+        """
         return self.path.sigma(self._own(t))
 
     def slopes(self, t: float | Tensor) -> Slopes:
-        """The slopes of the wrapped path, by the chain rule."""
+        """The slopes of the wrapped path, by the chain rule.
+
+        t is the path's own time, `t_data` at the data and `t_noise` at the noise.
+        """
         return Slopes(*(self._rate * slope for slope in self.path.slopes(self._own(t))))
 
     def time(self, u: float | Tensor) -> Tensor:
-        """The time of the wrapped path, mapped onto this one's interval."""
+        """The time of the wrapped path, mapped onto this one's interval.
+
+        u is the straight clock sigma/(alpha + sigma), 0 at clean data and 1 at pure noise.
+        """
         return self.t_data + (self.path.time(u) - self.path.t_data) / self._rate

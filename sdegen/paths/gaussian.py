@@ -128,16 +128,40 @@ class GaussianPath(ABC):
 
     @abstractmethod
     def alpha(self, t: float | Tensor) -> Tensor:
-        """The factor of the data at time t."""
+        """The factor of the data at time t.
+
+        Args:
+            t: the path's own time, from `t_data` at the data to `t_noise` at the noise: a number, or a tensor of
+                any shape.
+
+        Returns:
+            The factor of the data, shaped like t.
+        """
 
     @abstractmethod
     def sigma(self, t: float | Tensor) -> Tensor:
-        """The standard deviation of the noise at time t."""
+        """The standard deviation of the noise at time t.
+
+        Args:
+            t: the path's own time, from `t_data` at the data to `t_noise` at the noise: a number, or a tensor of
+                any shape.
+
+        Returns:
+            The deviation of the noise, shaped like t.
+        """
 
     # What a path may state in closed form
 
     def slopes(self, t: float | Tensor) -> Slopes:
-        """d alpha/dt, d sigma/dt and d sigma^2/dt at time t, in the path's own time, each shaped like t."""
+        """d alpha/dt, d sigma/dt and d sigma^2/dt at time t, in the path's own time, each shaped like t.
+
+        Args:
+            t: the path's own time, from `t_data` at the data to `t_noise` at the noise: a number, or a tensor of
+                any shape.
+
+        Returns:
+            The derivatives in t, (alpha', sigma', (sigma^2)'), each shaped like t.
+        """
         wide = as_time(t).double()
         # sigma^2 has a slope where sigma = 0, but the chain rule reads it as 0 * inf: step off that point
         inside = torch.where(self.sigma(wide) == 0, wide + 1e-12 * (self.t_noise - self.t_data), wide)
@@ -145,13 +169,29 @@ class GaussianPath(ABC):
         return Slopes(*(_slope(f, at).to(as_time(t)) for f, at in functions))
 
     def time(self, u: float | Tensor) -> Tensor:
-        """The time t at which the straight clock shows `u`: the inverse of `clock`."""
+        """The time t at which the straight clock shows `u`: the inverse of `clock`.
+
+        Args:
+            u: the straight clock sigma/(alpha + sigma), 0 at clean data and 1 at pure noise: a number, or a tensor
+                of any shape.
+
+        Returns:
+            t, shaped like u.
+        """
         u = self.checked_clocks(u)
         there = u if u.device.type == "cpu" or self._smooth else u.cpu()
         return inverse(self._clock, self.t_data, self.t_noise, there).to(u)
 
     def scale(self, u: float | Tensor) -> Tensor:
-        """r = alpha + sigma where the straight clock shows `u`."""
+        """r = alpha + sigma where the straight clock shows `u`.
+
+        Args:
+            u: the straight clock sigma/(alpha + sigma), 0 at clean data and 1 at pure noise: a number, or a tensor
+                of any shape.
+
+        Returns:
+            r, shaped like u.
+        """
         t = self.time(u)
         return self.alpha(t) + self.sigma(t)
 
@@ -163,6 +203,13 @@ class GaussianPath(ABC):
 
     def clock(self, t: float | Tensor) -> Tensor:
         """The straight clock u = sigma / (alpha + sigma) at time t: 0 at clean data, 1 at pure noise.
+
+        Args:
+            t: the path's own time, from `t_data` at the data to `t_noise` at the noise: a number, or a tensor of
+                any shape.
+
+        Returns:
+            u, shaped like t.
 
         Examples:
             >>> sdegen.CondOT().clock(torch.tensor([0.0, 0.25, 1.0]))  # noise at t = 0
@@ -176,6 +223,13 @@ class GaussianPath(ABC):
 
     def log_snr(self, t: float | Tensor) -> Tensor:
         """log(alpha^2 / sigma^2) at time t.
+
+        Args:
+            t: the path's own time, from `t_data` at the data to `t_noise` at the noise: a number, or a tensor of
+                any shape.
+
+        Returns:
+            The log-SNR, shaped like t.
 
         Examples:
             >>> sdegen.CondOT().log_snr(torch.tensor(0.5))  # alpha = sigma
@@ -191,7 +245,7 @@ class GaussianPath(ABC):
 
         Args:
             x: a state (B, *event).
-            t: a time, a scalar or (B,).
+            t: the path's own time, a scalar or (B,).
 
         Returns:
             f x, shaped like `x`.
@@ -209,6 +263,13 @@ class GaussianPath(ABC):
         """g(t) of the forward SDE, per square root of a unit of time away from the data.
 
         g^2 = (sigma^2)' - 2 f sigma^2
+
+        Args:
+            t: the path's own time, from `t_data` at the data to `t_noise` at the noise: a number, or a tensor of
+                any shape.
+
+        Returns:
+            g, shaped like t.
 
         Examples:
             >>> path = sdegen.VPSDE(beta_min=4.0, beta_max=4.0)
@@ -228,7 +289,7 @@ class GaussianPath(ABC):
 
         Args:
             x: data (B, *event).
-            t: a time, a scalar or (B,).
+            t: the path's own time, a scalar or (B,).
             noise: eps, shaped like `x`; a draw from the source by default.
             generator: for that draw, a torch.Generator or one per sample.
 
@@ -279,8 +340,8 @@ class GaussianPath(ABC):
         scale = alpha(t)/alpha(s), std^2 = sigma(t)^2 - scale^2 sigma(s)^2; where s = t they are 1 and 0.
 
         Args:
-            s: a time nearer the data, of any shape.
-            t: a time nearer the noise, broadcasting against `s`.
+            s: the path's own time at the point nearer the data, of any shape.
+            t: the path's own time at the point nearer the noise, broadcasting against `s`.
 
         Returns:
             (scale, std), shaped like s and t together.
@@ -308,8 +369,8 @@ class GaussianPath(ABC):
         and where s = t, at clean data too, c_t = 1 and the others are 0.
 
         Args:
-            s: a time nearer the data, of any shape.
-            t: a time nearer the noise, broadcasting against `s`.
+            s: the path's own time at the point nearer the data, of any shape.
+            t: the path's own time at the point nearer the noise, broadcasting against `s`.
 
         Returns:
             (c_t, c_x, std), shaped like s and t together.
@@ -436,7 +497,15 @@ class UnitVariance(GaussianPath):
     """A path with alpha^2 + sigma^2 = 1, whose scale is a function of the clock alone."""
 
     def scale(self, u: float | Tensor) -> Tensor:
-        """1/sqrt((1-u)^2 + u^2)."""
+        """1/sqrt((1-u)^2 + u^2).
+
+        Args:
+            u: the straight clock sigma/(alpha + sigma), 0 at clean data and 1 at pure noise: a number, or a tensor
+                of any shape.
+
+        Returns:
+            r, shaped like u.
+        """
         u = self.checked_clocks(u)
         return 1 / torch.hypot(1 - u, u)
 

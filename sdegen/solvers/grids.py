@@ -130,9 +130,12 @@ class Grid(ABC):
 class PowerGrid(Grid):
     """A power of the step index: u_k = u_low + (u_high - u_low) (1 - k/N)^p.
 
+    u is the straight clock sigma/(alpha + sigma), 0 at clean data and 1 at pure noise; the knots run from the path's
+    noise end, k = 0, to its data end, k = N, or over the part that a verb is given by `u=(from, to)`.
+
     Args:
         p: 1 is uniform, a larger p crowds the knots towards the data; positive.
-        clock: "u", the straight clock, or "t", the path's own time, counted from the data.
+        clock: "u", the straight clock, or "t": the same formula for |t - t_data|, t the path's own time.
 
     Raises:
         TypeError: an argument of another type.

@@ -158,7 +158,7 @@ def loss(
         times: how t is drawn: `UniformTimes()` by default, `LowDiscrepancyTimes()`, `ClockTimes()`,
             `LikelihoodTimes()`, `ChainTimes()`, `LogNormalTimes()`, or a callable like them.
         cond: keyword arguments for the network; tensors with one row per sample follow x through a coupling.
-        t: the times, a scalar or (B,), instead of draws.
+        t: times, in the path's own time, a scalar or (B,), instead of draws.
         noise: the standard normals eps, or the source's draws, like x, instead of draws.
         generator: for all draws, a torch.Generator or one per sample.
         reduction: "mean" over batch and event, or "none".

@@ -20,6 +20,7 @@ from sdegen.plot.frame import (
     dress,
     extent,
     figure_of,
+    is_fresh,
     mapping_of,
     numbers_of,
     panels_for,
@@ -234,7 +235,7 @@ def label_axes(ax: Axes, drawn: Curves, straight: bool) -> None:
 
 def _draw(ax: Axes, drawn: Curves, model: Model | None, straight: bool, color: str, limits: Limits) -> None:
     """One panel."""
-    fresh, states = not ax.has_data(), drawn.states
+    fresh, states = is_fresh(ax), drawn.states
     width = line_width(states.shape[1])
     if drawn.in_plane:
         ax.plot(states[..., 0], states[..., 1], color=color, lw=width, alpha=0.6, zorder=1)

@@ -169,6 +169,9 @@ def _write(ax: Axes, draws: list[Callable[[int], None]], count: int, path: Path)
         pixels = np.asarray(canvas.buffer_rgba())  # type: ignore[no-untyped-call]  # of matplotlib
         pictures.append(Image.fromarray(pixels[..., :3].copy()))
     colours = pictures[-1].quantize(255, dither=Image.Dither.NONE)
+    entries, ground = colours.getpalette() or [], int(np.asarray(colours)[0, 0])
+    entries[3 * ground : 3 * ground + 3] = np.asarray(pictures[-1])[0, 0].tolist()  # the ground keeps its own white
+    colours.putpalette(entries)
     first, *rest = [picture.quantize(palette=colours, dither=Image.Dither.NONE) for picture in pictures]
     duration = [*(count - 1) * [1000 // FRAMES_A_SECOND], round(1000 * REST)]
     first.save(path, save_all=True, append_images=rest, duration=duration, loop=0, optimize=False)

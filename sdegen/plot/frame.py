@@ -49,16 +49,20 @@ def axes_for(ax: Axes | None, size: tuple[float, float] = (4.8, 4.0)) -> Axes:
 
 
 def panels_for(names: Sequence[str], ax: object, size: tuple[float, float], *, film: bool = False) -> list[Axes]:
-    """One titled panel of `size` inches for every name, side by side in a new figure; that of a film is nobody's."""
+    """One titled panel of `size` inches for every name in a new figure, at most four in a row; a film's is nobody's."""
     need_matplotlib()
     from matplotlib import figure, pyplot
 
     if ax is not None:
         raise TypeError(f"{len(names)} panels have a figure of their own: leave ax out, or draw them one by one.")
     kind = figure.Figure if film else pyplot.figure
-    drawn = kind(figsize=(size[0] * len(names), size[1]), layout="constrained")
-    drawn.get_layout_engine().set(wspace=0.05)
-    panels = [*drawn.subplots(1, len(names), sharex=True, sharey=True, squeeze=False)[0]]
+    rows = -(-len(names) // 4)
+    columns = -(-len(names) // rows)
+    drawn = kind(figsize=(size[0] * columns, size[1] * rows), layout="constrained")
+    all_panels = drawn.subplots(rows, columns, sharex=True, sharey=True, squeeze=False, gridspec_kw={"wspace": 0.05})
+    panels = [*all_panels.flat][: len(names)]
+    for panel in [*all_panels.flat][len(names) :]:
+        panel.remove()
     for panel, name in zip(panels, names, strict=True):
         panel.set_title(name, fontsize=13)
         panel.label_outer()
@@ -110,6 +114,13 @@ def extent(*arrays: Array) -> tuple[float, float]:
     low, high = min(a.min() for a in arrays), max(a.max() for a in arrays)
     margin = MARGIN * (high - low) or 0.5
     return float(low - margin), float(high + margin)
+
+
+def is_fresh(ax: Axes) -> bool:
+    """Whether nothing was drawn yet, on it or on an Axes that shares its limits."""
+    return not any(
+        one.has_data() for shared in (ax.get_shared_x_axes(), ax.get_shared_y_axes()) for one in shared.get_siblings(ax)
+    )
 
 
 def widen(ax: Axes, limits: Limits, *, fresh: bool, aspect: bool = False) -> None:

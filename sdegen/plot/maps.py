@@ -22,6 +22,7 @@ from sdegen.plot.frame import (
     dress,
     extent,
     figure_of,
+    is_fresh,
     mapping_of,
     numbers_of,
     panels_for,
@@ -198,7 +199,7 @@ def field(
         answer = getattr(model, kind)(x.to(like), t, cond)
     arrows = numbers_of(f"the {kind} of the model", answer, f"({len(x)}, 2)", (2,), 2)
     ax = axes_for(ax, (4.8, 0.2 + 4.6 * _height(window)))
-    fresh = not ax.has_data()
+    fresh = is_fresh(ax)
     cell = min(right - left for left, right in window) / points
     wide = _wider(window[0], cell), _wider(window[1], cell)
     if isinstance(model, ExactModel):
@@ -301,7 +302,7 @@ def _draw_maps(axes: list[Axes], maps: list[Array], window: Limits, log: bool, e
         norm = Normalize(max(low, high - LOWEST) if log else 0.0, high)
     around, colours = (*window[0], *window[1]), "viridis" if error else "magma"
     for panel, values in zip(axes, maps, strict=True):
-        fresh = not panel.has_data()
+        fresh = is_fresh(panel)
         drawn = panel.imshow(values, origin="lower", extent=around, cmap=colours, norm=norm, interpolation="bilinear")
         widen(panel, window, fresh=fresh, aspect=True)
         dress(panel, bare=True)

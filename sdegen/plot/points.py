@@ -15,6 +15,7 @@ from sdegen.plot.frame import (
     dress,
     extent,
     figure_of,
+    is_fresh,
     mapping_of,
     numbers_of,
     panels_for,
@@ -99,7 +100,7 @@ def _limits(*sets: Array) -> Limits:
 
 def _scatter(ax: Axes, behind: list[Array], points: Array, color: str, limits: Limits) -> None:
     """Dots that are the smaller the more there are."""
-    fresh = not ax.has_data()
+    fresh = is_fresh(ax)
     for dots, shade, order in (*((b, SLATE, 1) for b in behind), (points, color, 2)):
         size = min(max(12_000 / len(dots), 3), 30)
         many = len(dots) > 2000

@@ -74,8 +74,8 @@ def main(argv: list[str] | None = None) -> None:
         print(f"{name:26s} off by at most {float(error.abs().max()):.0e}")
     print("the unit circle's area is multiplied by {:.6f} (planar) and {:.6f} (Hamiltonian)".format(*areas))
     laws = dict(zip(("latents", "data, planar", "data, Hamiltonian"), (LATENT, *flows), strict=True))
-    cheap, square = sdegen.ODESolver("rk4", steps=30), ((-3.3, 3.3), (-3.3, 3.3))
-    plot.write(plot.density(laws, limits=square, points=120, solver=cheap), args.out / "flow_cnf.png")
+    cheap, square = sdegen.ODESolver("rk4", steps=30), ((-4.2, 4.2), (-4.2, 4.2))
+    plot.write(plot.density(laws, limits=square, points=150, solver=cheap), args.out / "flow_cnf.png")
 
 
 if __name__ == "__main__":

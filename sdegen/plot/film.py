@@ -16,8 +16,11 @@ from sdegen.sampling import Solution
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from PIL.Image import Image as Picture
 
-FRAMES_A_SECOND = 15
+FRAME = 0.06
+"""Seconds between two pictures: a GIF counts in hundredths."""
+
 DOTS_PER_INCH = 90
 REST = 1.5
 """Seconds for which the last picture stands before all starts again."""
@@ -43,7 +46,7 @@ def animate(
             one x_T and over one interval of the clock.
         file: where to, a name that ends in .gif.
         model: an exact model, for the densities behind lines; with `straight`, any model that has the path.
-        seconds: how long it takes, at 15 pictures a second, without the rest at its end.
+        seconds: how long it takes, at 100 pictures in 6 seconds, without the rest at its end.
         straight: draw y = x/(alpha + sigma), as in `trajectories`.
         color: of lines, as in `trajectories`.
 
@@ -68,7 +71,7 @@ def animate(
         raise ValueError(f"file must end in .gif, and it is {str(file)!r}.")
     if model is not None and not isinstance(model, Model):
         raise TypeError(f"model must be a Model, such as GaussianMixture(...).model(path), and it is {model!r}.")
-    count = max(2, round(_checks.real("seconds", seconds, low=0.0, strict=True) * FRAMES_A_SECOND))
+    count = max(2, round(_checks.real("seconds", seconds, low=0.0, strict=True) / FRAME))
     given = {"": solutions} if isinstance(solutions, Solution) else solutions
     named = mapping_of("solutions", given, (Solution,), "what solve(..., trajectory=True) returned")
     each = all_curves("solutions", named, model, straight)
@@ -168,10 +171,19 @@ def _write(ax: Axes, draws: list[Callable[[int], None]], count: int, path: Path)
         figure.set_layout_engine("none")  # what is laid out once does not move from picture to picture
         pixels = np.asarray(canvas.buffer_rgba())  # type: ignore[no-untyped-call]  # of matplotlib
         pictures.append(Image.fromarray(pixels[..., :3].copy()))
-    colours = pictures[-1].quantize(255, dither=Image.Dither.NONE)
-    entries, ground = colours.getpalette() or [], int(np.asarray(colours)[0, 0])
-    entries[3 * ground : 3 * ground + 3] = np.asarray(pictures[-1])[0, 0].tolist()  # the ground keeps its own white
-    colours.putpalette(entries)
-    first, *rest = [picture.quantize(palette=colours, dither=Image.Dither.NONE) for picture in pictures]
-    duration = [*(count - 1) * [1000 // FRAMES_A_SECOND], round(1000 * REST)]
+    chart = _chart(pictures[-1])
+    first, *rest = [picture.quantize(palette=chart, dither=Image.Dither.NONE) for picture in pictures]
+    duration = [*(count - 1) * [round(1000 * FRAME)], round(1000 * REST)]
     first.save(path, save_all=True, append_images=rest, duration=duration, loop=0, optimize=False)
+
+
+def _chart(picture: Picture) -> Picture:
+    """The colours of a picture, of which that of its ground, in the corner, is exact: no other is near it."""
+    from PIL import Image
+
+    found, chart = picture.quantize(255, dither=Image.Dither.NONE), Image.new("P", (1, 1))
+    ground = np.asarray(picture)[0, 0].astype(int)
+    colours = np.array(found.getpalette() or [], dtype=int).reshape(-1, 3)
+    colours[np.abs(colours - ground).max(1) < 8] = ground  # Pillow looks a colour up by its first six bits
+    chart.putpalette([int(part) for part in colours.flatten()])
+    return chart

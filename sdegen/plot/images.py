@@ -80,6 +80,7 @@ def grid(
     ax.set(xlim=(-gap, across * right), ylim=(down, -gap), xticks=[], facecolor=GROUND)
     ax.set_yticks([y for name, y in ticks.items() if name], [name for name in ticks if name], fontsize=12)
     ax.tick_params(length=0, labelcolor=INK)
+    ax.set_anchor("W")  # no slack between the names and the edge, which the layout would count twice
     ax.spines[:].set_visible(False)
     return ax
 

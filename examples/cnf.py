@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 
 import sdegen
+from sdegen import plot
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 W, V = torch.tensor([[1.2, -0.6], [-0.6, 0.5]], dtype=torch.float64)
 B, T = 0.2, 1.5
@@ -73,16 +73,9 @@ def main(argv: list[str] | None = None) -> None:
     ):
         print(f"{name:26s} off by at most {float(error.abs().max()):.0e}")
     print("the unit circle's area is multiplied by {:.6f} (planar) and {:.6f} (Hamiltonian)".format(*areas))
-    grid = torch.cartesian_prod(*2 * [torch.linspace(-3.3, 3.3, 121, dtype=torch.float64)])
-    cheap = sdegen.ODESolver("rk4", steps=30)
-    densities = [LATENT.log_prob(grid), *(sdegen.log_prob(flow, grid, cheap) for flow in flows)]
-    figure, axes = plt.subplots(1, 3, figsize=(8.4, 3.2), layout="constrained")
-    titles = ("latents", "data, planar", "data, Hamiltonian")
-    for axis, title, values in zip(axes, titles, densities, strict=True):
-        axis.imshow(values.exp().reshape(121, 121).T.numpy(), origin="lower", cmap="magma", vmin=0, vmax=0.27)
-        axis.set(title=title, xticks=[], yticks=[])
-    figure.savefig(args.out / "flow_cnf.png", dpi=80)
-    plt.close(figure)
+    laws = dict(zip(("latents", "data, planar", "data, Hamiltonian"), (LATENT, *flows), strict=True))
+    cheap, square = sdegen.ODESolver("rk4", steps=30), ((-4.2, 4.2), (-4.2, 4.2))
+    plot.write(plot.density(laws, limits=square, points=150, solver=cheap), args.out / "flow_cnf.png")
 
 
 if __name__ == "__main__":

@@ -22,13 +22,15 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 import sdegen
+from sdegen import plot
 from sdegen.datasets import bits_per_dim, dequantise, digits
 from sdegen.nets import UNet
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-INK, CHAIN, SDE, ODE = "#22223b", "#588157", "#c8553d", "#2a6f97"
+INK = "#22223b"
+SDE, ODE, CHAIN = plot.PALETTE[:3]
 LEVELS = 17
 CODED = sdegen.Discretized(LEVELS, 1 / LEVELS - 1, 1 - 1 / LEVELS)  # the middles of the cells of `dequantise`
 SPREAD = math.log2(LEVELS / 2)  # from bits of density on [-1, 1) to bits of a level
@@ -197,7 +199,7 @@ def converge(path: Path, most: int) -> None:
 
 def draw_convergence(path: Path, steps: list[int], errors: dict[str, list[float]]) -> None:
     """Log-log, with the limit that theory gives; a hollow mark where the samples are too narrow."""
-    figure, axis = plt.subplots(figsize=(6.4, 4.4))
+    figure, axis = plt.subplots(figsize=(6.4, 4.4), layout="constrained")
     axis.loglog(steps, [SLOPE / K for K in steps], color=INK, lw=1, ls=(0, (5, 3)), label=f"{SLOPE} / K")
     axis.plot([], [], "o", ms=6, color=INK, label="samples too wide")
     axis.plot([], [], "o", ms=6, mec=INK, mfc="white", label="samples too narrow")
@@ -214,25 +216,7 @@ def draw_convergence(path: Path, steps: list[int], errors: dict[str, list[float]
     axis.tick_params(labelsize=11)
     axis.legend(loc="lower left", fontsize=11, frameon=False)
     axis.spines[["top", "right"]].set_visible(False)
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
-
-
-def draw_digits(path: Path, rows: dict[str, Tensor]) -> None:
-    """One row for the test images and one for each sampler, the digits 0 to 9 in columns."""
-    figure, axes = plt.subplots(len(rows), 10, figsize=(9.2, 0.78 * len(rows)))
-    shades = {"chain": CHAIN, "DDIM": ODE, "ODE": ODE, "SDE": SDE}
-    for line, (label, images) in zip(axes, rows.items(), strict=True):
-        for axis, image in zip(line, images, strict=True):
-            axis.imshow(image[0].clamp(-1, 1).numpy(), cmap="gray_r", vmin=-1, vmax=1, interpolation="nearest")
-            axis.set(xticks=[], yticks=[])
-            axis.spines[:].set_visible(False)
-        shade = shades.get(label.replace(",", " ").split()[0], INK)
-        line[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=12, color=shade, labelpad=8)
-    figure.subplots_adjust(left=0.19, right=0.99, top=0.99, bottom=0.01, wspace=0.08, hspace=0.08)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    plot.write(figure, path)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -262,7 +246,7 @@ def main(argv: list[str] | None = None) -> None:
     samples = compare(model, held_out, dequantise(images[alike]), test_labels[:number])
     first = [int((test_labels[:number] == c).nonzero()[0]) for c in range(10)]
     rows = {"test images": middles(tests[:number]), **samples}
-    draw_digits(args.out / "ddpm_digits.png", {name: x[first].cpu() for name, x in rows.items()})
+    plot.write(plot.grid({name: x[first] for name, x in rows.items()}, cmap="gray_r"), args.out / "ddpm_digits.png")
 
     number, seen = (4, 8) if args.quick else (32, 32)
     read_likelihoods(model, images[:seen], tests[:number], (labels[:seen], test_labels[:number]))

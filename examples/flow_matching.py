@@ -24,15 +24,14 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 import sdegen
+from sdegen import plot
 from sdegen.datasets import dequantise, digits, two_moons
 from sdegen.nets import MLP, UNet
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-INK, DIFFUSION, FLOW, COUPLED, REFLOW = "#22223b", "#c8553d", "#2a6f97", "#588157", "#8d6a9f"
 VP, OT = sdegen.VPSDE(), sdegen.CondOT()
-COLOURS = {"diffusion": DIFFUSION, "flow": FLOW, "OT flow": COUPLED, "reflow": REFLOW}
 
 
 def train(
@@ -177,7 +176,7 @@ def on_digits(args: argparse.Namespace) -> None:
     print(f"\nthe diffusion's ODE and the same network as a flow: the same digits, to {float(gap):.0e}")
     first = [int((cond["label"] == c).nonzero()[0]) for c in range(10)]
     rows = {"test images": 2 * (tests[:number] + 0.5) / 17 - 1, **last}
-    draw_digits(args.out / "flow_digits.png", {label: x[first].cpu() for label, x in rows.items()})
+    plot.write(plot.grid({label: x[first] for label, x in rows.items()}, cmap="gray_r"), args.out / "flow_digits.png")
 
 
 def same_labels(images: Tensor, labels: Tensor, wanted: Tensor) -> Tensor:
@@ -187,35 +186,13 @@ def same_labels(images: Tensor, labels: Tensor, wanted: Tensor) -> Tensor:
 
 def draw_trajectories(path: Path, models: dict[str, sdegen.ScoreModel], z: Tensor, bends: dict[str, float]) -> None:
     """Every path of the ODE in y = x/(alpha + sigma), from the same noise; the straighter, the fewer steps it needs."""
-    figure, axes = plt.subplots(1, len(models), figsize=(12, 3.1), sharex=True, sharey=True)
-    for axis, (name, model) in zip(axes, models.items(), strict=True):
-        solver = sdegen.ODESolver("rk4", steps=50, grid=sdegen.PowerGrid(1))
+    figure, axes = plt.subplots(1, len(models), figsize=(12, 3.3), sharex=True, sharey=True, layout="constrained")
+    solver = sdegen.ODESolver("rk4", steps=50, grid=sdegen.PowerGrid(1))
+    for axis, shade, (name, model) in zip(axes, plot.PALETTE, models.items(), strict=False):
         solution = sdegen.solve(model, model.path.prior.std * z, solver, trajectory=True)
-        y = (solution.trajectory.cpu() / model.path.scale(solution.u)[:, None, None]).numpy()
-        axis.plot(y[..., 0], y[..., 1], color=COLOURS[name], lw=0.8, alpha=0.65)
-        axis.scatter(y[0, :, 0], y[0, :, 1], s=5, color="#b8b8c4", linewidths=0, zorder=2)
-        axis.scatter(y[-1, :, 0], y[-1, :, 1], s=7, color=INK, linewidths=0, zorder=3)
-        axis.set_title(f"{name}, S = {bends[name]:.2g}", fontsize=12)
-        axis.set(xlim=(-2.7, 2.7), ylim=(-2.5, 2.5), aspect="equal")
-        axis.set_axis_off()
-    figure.subplots_adjust(left=0.005, right=0.995, top=0.9, bottom=0.005, wspace=0.02)
-    figure.savefig(path, dpi=78)
-    plt.close(figure)
-
-
-def draw_digits(path: Path, rows: dict[str, Tensor]) -> None:
-    """One row for the test images and one for each sampler, the digits 0 to 9 in columns."""
-    figure, axes = plt.subplots(len(rows), 10, figsize=(9, 0.8 * len(rows)))
-    for line, (label, images) in zip(axes, rows.items(), strict=True):
-        for axis, image in zip(line, images, strict=True):
-            axis.imshow(image[0].clamp(-1, 1).numpy(), cmap="gray_r", vmin=-1, vmax=1, interpolation="nearest")
-            axis.set(xticks=[], yticks=[])
-            for side in axis.spines.values():
-                side.set_visible(False)
-        line[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=11)
-    figure.subplots_adjust(left=0.19, right=0.99, top=0.99, bottom=0.01, wspace=0.08, hspace=0.08)
-    figure.savefig(path, dpi=100)
-    plt.close(figure)
+        plot.trajectories(solution, model, axis, straight=True, color=shade)
+        axis.set_title(f"{name}, S = {bends[name]:.2g}")
+    plot.write(figure, path)
 
 
 def main(argv: list[str] | None = None) -> None:

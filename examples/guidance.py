@@ -30,13 +30,15 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 import sdegen
+from sdegen import plot
 from sdegen.datasets import digits
 from sdegen.nets import UNet
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-INK, OURS, THEIRS, GREY = "#22223b", "#2a6f97", "#c8553d", "#b8b8c4"
+INK, GREY = "#22223b", "#b8b8c4"
+THEIRS, OURS = plot.PALETTE[:2]
 LEVELS = sdegen.Quantized(17)
 PATH = sdegen.VPSDE()
 NONE = 10  # the label that stands for none
@@ -252,29 +254,33 @@ def measure(args: argparse.Namespace) -> None:
 
 def draw_scales(path: Path, rows: dict[str, tuple[Tensor, Tensor]], table: dict[str, tuple[float, float]]) -> None:
     """Two of each label in a row, the same noise in every row below the first; beside it what the table says."""
-    images = [x[torch.cat([(labels == c).nonzero()[:2, 0] for c in range(10)])].cpu() for x, labels in rows.values()]
     figure, axis = plt.subplots(figsize=(11, 2.75), layout="constrained")
-    show(axis, torch.stack(images), [name.replace("scale 0", "no label, scale 0") for name in rows])
+    images = {}
+    for name, (x, labels) in rows.items():
+        two_of_each = torch.cat([(labels == c).nonzero()[:2, 0] for c in range(10)])
+        images[name.replace("scale 0", "no label, scale 0")] = x[two_of_each]
+    plot.grid(images, axis, cmap="gray_r")
+    middles = axis.get_yticks()
     columns = {1.045: ("read\nright", "{:.3f}"), 1.125: ("apart in\na class", "{:.2f}")}
     for i, (x, (title, number)) in enumerate(columns.items()):
         axis.text(x, 1.02, title, transform=axis.transAxes, ha="center", va="bottom", color=OURS)
-        for j, values in enumerate(table.values()):
+        for y, values in zip(middles, table.values(), strict=True):
             place = {"transform": axis.get_yaxis_transform(), "ha": "center", "va": "center"}
-            axis.text(x, 24.5 + 50 * j, number.format(values[i]), **place)
+            axis.text(x, y, number.format(values[i]), **place)
     axis.set_title("Classifier-free guidance: the label is followed, and variety is the price", loc="left", fontsize=12)
-    finish(figure, path)
+    plot.write(figure, path)
 
 
 def draw_inpainting(path: Path, whole: Tensor, known: Tensor, made: dict[str, Tensor]) -> None:
     """Originals, what is seen of them, and three completions by each of two methods."""
     every = slice(None, None, len(whole) // 10)
-    rows = [whole[every], torch.where(known, whole, math.nan)[every]]
-    rows += [made[name][every, i] for name in ("mmps", "replacement") for i in range(3)]
-    names = ["original", "seen", "", "Observed", "", "", "replacement", ""]
+    rows = {"original": whole[every], "seen": torch.where(known, whole, math.nan)[every]}
+    for name, method in (("Observed", "mmps"), ("replacement", "replacement")):
+        rows[name] = made[method][every, :3].transpose(0, 1)
     figure, axis = plt.subplots(figsize=(6.6, 4.9), layout="constrained")
-    show(axis, torch.stack([x.cpu() for x in rows]), names)
+    plot.grid(rows, axis, cmap="gray_r")
     axis.set_title("Inpainting: the right half given the left, and no label", loc="left", fontsize=12)
-    finish(figure, path)
+    plot.write(figure, path)
 
 
 def draw_edits(path: Path, rows: dict[str, Tensor]) -> None:
@@ -282,10 +288,11 @@ def draw_edits(path: Path, rows: dict[str, Tensor]) -> None:
     figure, axes = plt.subplots(1, 2, figsize=(12, 2.75), layout="constrained")
     titles = ("SDEdit: sketches, given their label", "digits, given the next label")
     for axis, part, title in zip(axes, (slice(0, 10), slice(10, 20)), titles, strict=True):
-        names = list(rows) if part.start == 0 else [""] * len(rows)
-        show(axis, torch.stack([x[part].cpu() for x in rows.values()]), names)
+        plot.grid({name: x[part] for name, x in rows.items()}, axis, cmap="gray_r")
+        if part.start:
+            axis.set_yticks([])
         axis.set_title(title, loc="left", fontsize=12)
-    finish(figure, path)
+    plot.write(figure, path)
 
 
 def draw_posteriors(
@@ -294,11 +301,9 @@ def draw_posteriors(
     """The data and the measured line, then posterior samples, exact and of each method."""
     figure, axes = plt.subplots(1, 1 + len(shown), figsize=(13.5, 3.05), layout="constrained")
     data = petals.law.sample(2000, torch.Generator().manual_seed(0))
-    axes[0].scatter(*data.T.numpy(), s=3, alpha=0.5, linewidths=0, color=INK)
-    axes[0].set_title("data and measurement")
+    plot.samples(data, axes[0], color=INK).set_title("data and measurement")
     for axis, (name, (x, error)) in zip(axes[1:], shown.items(), strict=True):
-        axis.scatter(*data.T.numpy(), s=3, alpha=0.4, linewidths=0, color=GREY)
-        axis.scatter(*x.T.numpy(), s=4, alpha=0.4, linewidths=0, color=INK if name == "exact" else OURS)
+        plot.samples(x, axis, data=data, color=INK if name == "exact" else OURS)
         axis.set_title(f"{name}, distance {error:.3f}")
     for axis in axes:
         x = torch.tensor([-2.1, 2.1])
@@ -306,25 +311,7 @@ def draw_posteriors(
         axis.fill_between(x.numpy(), low.numpy(), high.numpy(), color=THEIRS, alpha=0.2, lw=0)
         axis.set(aspect="equal", xticks=[], yticks=[], xlim=(-2.1, 2.1), ylim=(-2.1, 2.1))
         axis.spines[:].set_color(GREY)
-    finish(figure, path)
-
-
-def show(axis: plt.Axes, images: Tensor, names: list[str]) -> None:
-    """Images (rows, columns, 1, 8, 8) side by side with thin lines between them, and the names of the rows."""
-    fine = images[:, :, 0].repeat_interleave(6, 2).repeat_interleave(6, 3)
-    lined = torch.nn.functional.pad(fine, (1, 1, 1, 1), value=math.nan).permute(0, 2, 1, 3).flatten(0, 1).flatten(1)
-    colours = plt.get_cmap("gray_r").with_extremes(bad=GREY)
-    axis.imshow(lined.numpy(), cmap=colours, vmin=-1, vmax=1, interpolation="nearest")
-    axis.set(xticks=[], yticks=[24.5 + 50 * i for i in range(len(names))])
-    axis.set_yticklabels(names, fontsize=11)
-    axis.tick_params(length=0)
-    axis.spines[:].set_visible(False)
-
-
-def finish(figure: plt.Figure, path: Path) -> None:
-    """Save and close."""
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    plot.write(figure, path)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -27,14 +27,15 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 import sdegen
+from sdegen import plot
 from sdegen.datasets import digits, two_moons
 from sdegen.nets import MLP, UNet
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-from matplotlib.colors import LogNorm
 
-INK, OURS, THEIRS, GREY = "#22223b", "#2a6f97", "#c8553d", "#b8b8c4"
+INK, GREY = "#22223b", "#b8b8c4"
+THEIRS, OURS = plot.PALETTE[:2]
 LEVELS = sdegen.Quantized(17)
 
 
@@ -188,22 +189,14 @@ def out_of_distribution(args: argparse.Namespace, model: sdegen.ScoreModel, test
 
 def draw_density(path: Path, held_out: Tensor, found: sdegen.LogLikelihood, grid: tuple[Tensor, Tensor]) -> None:
     """Data, the map of the density, the map of its error."""
-    x, y = (side.cpu().numpy() for side in grid)
-    maps = {"density $p(x)$": found.log_prob.exp(), r"error of $\log p(x)$, in nats": found.error}
-    figure, axes = plt.subplots(1, 3, figsize=(12, 2.7), layout="constrained")
-    axes[0].scatter(*held_out.T.cpu().numpy(), s=4, alpha=0.6, linewidths=0, color=INK)
-    axes[0].set_title("held-out data")
-    axes[0].spines[:].set_color(GREY)
-    for axis, (title, values), colours in zip(axes[1:], maps.items(), ("magma", "viridis"), strict=True):
-        norm = LogNorm() if "error" in title else None
-        picture = values.reshape(len(y), len(x)).cpu().numpy()
-        shown = axis.pcolormesh(x, y, picture, cmap=colours, norm=norm, rasterized=True)
-        axis.set_title(title)
-        axis.spines[:].set_visible(False)
-        figure.colorbar(shown, ax=axis, aspect=14, shrink=0.92, pad=0.02)
-    for axis in axes:
-        axis.set(aspect="equal", xticks=[], yticks=[], xlim=(x[0], x[-1]), ylim=(y[0], y[-1]))
-    finish(figure, path)
+    half = [float(side[1] - side[0]) / 2 for side in grid]  # the points are the middles of their cells
+    window = tuple((float(side[0]) - h, float(side[-1]) + h) for side, h in zip(grid, half, strict=True))
+    figure, axes = plt.subplots(1, 3, figsize=(12, 2.7), sharex=True, sharey=True, layout="constrained")
+    plot.samples(held_out, axes[0], color=INK).set_title("held-out data")
+    shape = len(grid[1]), len(grid[0])
+    plot.density(found.log_prob.reshape(shape), axes[1], limits=window).set_title("density")
+    plot.density(found.error.reshape(shape), axes[2], limits=window, error=True).set_title("its reported error")
+    plot.write(figure, path)
 
 
 def draw_bits(path: Path, tests: Tensor, ours: sdegen.Evaluation, theirs: sdegen.Evaluation) -> None:
@@ -221,14 +214,15 @@ def draw_bits(path: Path, tests: Tensor, ours: sdegen.Evaluation, theirs: sdegen
     left.spines[["top", "left", "right"]].set_visible(False)
     left.set_ylim(top=1.35 * left.get_ylim()[1])
     order = ours.per_sample.cpu().argsort(descending=True)
-    show(right, torch.stack([tests[order[:6]].cpu(), tests[order[-6:]].cpu()]), ["fewest bits", "most bits"])
-    finish(figure, path)
+    ends = {"fewest bits": tests[order[:6]], "most bits": tests[order[-6:]]}
+    plot.grid(ends, right, span=(0, 16), cmap="gray_r")
+    plot.write(figure, path)
 
 
 def draw_things(path: Path, things: dict[str, tuple[Tensor, Tensor]], scores: dict[str, Tensor]) -> None:
     """Four of each kind beside their log-densities, a point an image; the band holds the middle 90 % of digits."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(10.5, 6), width_ratios=(1, 1.75), layout="constrained")
-    show(left, torch.stack([images[:4].cpu() for images, _ in things.values()]), list(things))
+    plot.grid({name: images[:4] for name, (images, _) in things.items()}, left, span=(0, 16), cmap="gray_r")
     low, high = torch.quantile(scores["digits"].cpu(), torch.tensor([0.05, 0.95])).tolist()
     right.axvspan(low, high, color=GREY, alpha=0.5, lw=0)
     place = right.get_yaxis_transform()
@@ -240,25 +234,7 @@ def draw_things(path: Path, things: dict[str, tuple[Tensor, Tensor]], scores: di
         right.text(1.02, i, text, transform=place, va="center", fontsize=11)
     right.set(ylim=(len(scores) - 0.5, -0.5), yticks=[], xlabel=r"log-density $\log p(y)$ given the label, in nats")
     right.spines[["top", "left", "right"]].set_visible(False)
-    finish(figure, path)
-
-
-def show(axis: plt.Axes, images: Tensor, names: list[str]) -> None:
-    """Images (rows, columns, 1, 8, 8) side by side with thin lines between them, and the names of the rows."""
-    fine = images[:, :, 0].repeat_interleave(6, 2).repeat_interleave(6, 3)
-    lined = torch.nn.functional.pad(fine, (1, 1, 1, 1), value=math.nan).permute(0, 2, 1, 3).flatten(0, 1).flatten(1)
-    colours = plt.get_cmap("gray_r").with_extremes(bad=GREY)
-    axis.imshow(lined.numpy(), cmap=colours, vmin=0, vmax=16, interpolation="nearest")
-    axis.set(xticks=[], yticks=[24.5 + 50 * i for i in range(len(names))])
-    axis.set_yticklabels(names, fontsize=11)
-    axis.tick_params(length=0)
-    axis.spines[:].set_visible(False)
-
-
-def finish(figure: plt.Figure, path: Path) -> None:
-    """Save and close."""
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    plot.write(figure, path)
 
 
 def main(argv: list[str] | None = None) -> None:

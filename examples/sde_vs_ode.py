@@ -2,8 +2,9 @@
 
     python examples/sde_vs_ode.py [--quick] [--device cuda] [--seed 0] [--out outputs]
 
-First a set in the plane, then scikit-learn's handwritten digits with their labels. Prints one table and writes three
-pictures: samples in the plane, trajectories of the SDE and of the ODE, and a grid of digits.
+First a set in the plane, then scikit-learn's handwritten digits with their labels. Prints one table and writes four
+pictures: trajectories of the SDE and of the ODE over the exact densities that they cross, samples in the plane, a GIF
+of how they come there, and a grid of digits. Every solver starts from the same noise.
 """
 
 from __future__ import annotations
@@ -22,13 +23,15 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 import sdegen
+from sdegen import plot
 from sdegen.datasets import bits_per_dim, dequantise, digits, two_moons
 from sdegen.nets import MLP, UNet
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
-INK, SDE, ODE, CHAIN = "#22223b", "#c8553d", "#2a6f97", "#588157"
+PICTURES = ("trajectories.png", "plane.png", "sde_beside_ode.gif", "digits.png")
+INK = "#22223b"
+SDE, ODE, CHAIN = plot.PALETTE[:3]
 
 
 def solvers(calls: int) -> dict[str, sdegen.Solver]:
@@ -67,10 +70,9 @@ def compare(
     name: str, model: sdegen.ScoreModel, held_out: Tensor, more: Tensor, calls: int, cond: dict | None = None
 ) -> dict[str, Tensor]:
     """Sample with every solver, print a row for each below that of `more` data, and return the samples."""
-    samples = {}
+    samples, x_T = {}, model.path.prior.sample(held_out.shape, device=held_out.device)
     print(f"{name:10s}{'more data':12s}{'-':>14s}{'-':>10s}{sdegen.energy_distance(more, held_out):17.4f}")
     for label, solver in solvers(calls).items():
-        x_T = model.path.prior.sample(held_out.shape, device=held_out.device)
         start = time.perf_counter()
         solution = sdegen.solve(model, x_T, solver, cond=cond)
         seconds = time.perf_counter() - start
@@ -88,15 +90,16 @@ def in_the_plane(args: argparse.Namespace) -> None:
     def batch() -> tuple[Tensor, None]:
         return data[torch.randint(len(data), (512,), device=args.device)], None
 
-    model = train(model, batch, 400 if args.quick else 3000, 4e-3, "two moons")
+    model = train(model, batch, 400 if args.quick else 2000, 4e-3, "two moons")
     print_header()
     samples = compare("two moons", model, held_out, data[:2000], 100)
     points = held_out[: 100 if args.quick else 500]
     logp = sdegen.log_prob(model, points, sdegen.ODESolver("dopri5", rtol=1e-4))
     error = float(logp.std()) / math.sqrt(len(points))
     print(f"two moons  held-out log-likelihood {float(logp.mean()):.3f} +- {error:.3f} nats, exact trace")
-    draw_plane(args.out / "plane.png", {"held-out data": held_out, **samples})
-    draw_trajectories(args.out / "trajectories.png", model, held_out)
+    colours = [INK, *map(colour, samples)]
+    plot.write(plot.samples({"held-out data": held_out, **samples}, color=colours), args.out / "plane.png")
+    animate(args.out / "sde_beside_ode.gif", model, args.quick)
 
 
 def on_digits(args: argparse.Namespace) -> None:
@@ -109,7 +112,7 @@ def on_digits(args: argparse.Namespace) -> None:
         i = torch.randint(len(images), (64,), device=args.device)
         return dequantise(images[i]), {"label": labels[i]}
 
-    model = train(model, batch, 300 if args.quick else 2000, 8e-3, "digits")
+    model = train(model, batch, 300 if args.quick else 1600, 8e-3, "digits")
     print_header()
     number = 100 if args.quick else 300
     cond = {"label": test_labels[:number]}
@@ -119,20 +122,20 @@ def on_digits(args: argparse.Namespace) -> None:
     read_likelihood(args, model, images, tests, test_labels)
     first = [int((test_labels[:number] == c).nonzero()[0]) for c in range(10)]
     rows = {"test images": 2 * (tests[:number] + 0.5) / 17 - 1, **compared}
-    draw_digits(args.out / "digits.png", {label: x[first].cpu() for label, x in rows.items()})
+    plot.write(plot.grid({label: x[first] for label, x in rows.items()}, cmap="gray_r"), args.out / "digits.png")
 
 
 def read_likelihood(
     args: argparse.Namespace, model: sdegen.ScoreModel, images: Tensor, tests: Tensor, labels: Tensor
 ) -> None:
     """Held-out bits per dimension under three draws of the dequantisation noise, beside a fitted Gaussian's."""
-    number = 10 if args.quick else 90
+    number = 10 if args.quick else 40
     solver = sdegen.ODESolver("rk4", steps=5 if args.quick else 8)
     ours = []
     for seed in range(3):
         g = torch.Generator(tests.device).manual_seed(seed)
         x = dequantise(tests[:number], generator=g)
-        logp = sdegen.log_prob(model, x, solver, cond={"label": labels[:number]}, trace="exact")
+        logp = sdegen.log_prob(model, x, solver, cond={"label": labels[:number]}, trace="exact", progress=True)
         ours.append(float(bits_per_dim(logp, x.shape[1:]).mean()))
     y = dequantise(images).flatten(1).double()
     gaussian = sdegen.Gaussian(y.mean(0), covariance=torch.cov(y.T))
@@ -155,59 +158,26 @@ def colour(label: str) -> str:
     return {"SDE": SDE, "ODE": ODE}.get(label.split()[0], CHAIN)
 
 
-def draw_plane(path: Path, panels: dict[str, Tensor]) -> None:
-    """Data beside the samples of every solver."""
-    figure, axes = plt.subplots(1, len(panels), figsize=(2.2 * len(panels), 1.9), sharex=True, sharey=True)
-    for axis, (label, x) in zip(axes, panels.items(), strict=True):
-        axis.scatter(
-            *x.T.cpu().numpy(), s=1.5, alpha=0.5, linewidths=0, color=INK if label == "held-out data" else colour(label)
-        )
-        axis.set_title(label, fontsize=11)
-        axis.set_aspect("equal")
-        axis.set_axis_off()
-        axis.set(xlim=(-2.6, 2.6), ylim=(-1.7, 1.7))
-    finish(figure, path)
+def draw_trajectories(path: Path, quick: bool) -> None:
+    """Three modes and no network: from the same noise jagged paths of the SDE, smooth ones of the ODE."""
+    law = sdegen.GaussianMixture([[-1.4], [0.0], [1.2]], [0.1, 0.12, 0.2], [0.3, 0.25, 0.45])
+    model, n = law.model(sdegen.CosineVPSDE()), 12
+    x_T = torch.special.ndtri((torch.arange(n, dtype=torch.float64) + 0.5) / n)[:, None]  # N(0, 1) in equal parts
+    even, noise = sdegen.PowerGrid(1, "t"), torch.Generator().manual_seed(1)
+    solvers = {
+        "reverse SDE": sdegen.SDESolver("euler", 100 if quick else 400, grid=even),
+        "probability-flow ODE": sdegen.ODESolver("rk4", steps=60, grid=even),
+    }
+    ways = {k: sdegen.solve(model, x_T, s, generator=noise, trajectory=True) for k, s in solvers.items()}
+    plot.write(plot.trajectories(ways, model), path)
 
 
-def draw_trajectories(path: Path, model: sdegen.ScoreModel, held_out: Tensor) -> None:
-    """From the same noise on the left: jagged paths of the SDE, smooth ones of the ODE, in y = x/(alpha + sigma)."""
-    x_T = model.path.prior.sample((60, 2), device=held_out.device)
-    cases = {"reverse SDE": sdegen.SDESolver("euler", 200), "probability-flow ODE": sdegen.ODESolver("rk4", steps=60)}
-    density, edges = (h.numpy() for h in torch.histogram(held_out[:, 0].cpu(), 40, density=True))
-    middles = 0.5 * (edges[1:] + edges[:-1])
-    figure, axes = plt.subplots(1, 2, figsize=(10, 3.4), sharex=True, sharey=True)
-    for axis, (label, solver) in zip(axes, cases.items(), strict=True):
-        solution = sdegen.solve(model, x_T, solver, trajectory=True)
-        y = solution.trajectory.cpu() / model.path.scale(solution.u)[:, None, None]
-        axis.plot(solution.u.numpy(), y[..., 0].numpy(), color=SDE if "SDE" in label else ODE, lw=0.7, alpha=0.65)
-        axis.fill_betweenx(middles, -0.02, -0.02 - 0.25 * density, color=INK, lw=0)
-        axis.set(title=label, xlabel="straight clock u, from noise to data", xlim=(1.0, -0.2), ylim=(-3.2, 3.2))
-        axis.set_xticks([1.0, 0.8, 0.6, 0.4, 0.2, 0.0])
-        axis.spines[["top", "right"]].set_visible(False)
-    axes[0].set_ylabel("first coordinate of y")
-    finish(figure, path)
-
-
-def draw_digits(path: Path, rows: dict[str, Tensor]) -> None:
-    """One row for the test images and one for each solver, the digits 0 to 9 in columns."""
-    figure, axes = plt.subplots(len(rows), 10, figsize=(8.6, 0.8 * len(rows)))
-    for line, (label, images) in zip(axes, rows.items(), strict=True):
-        for axis, image in zip(line, images, strict=True):
-            axis.imshow(image[0].clamp(-1, 1).numpy(), cmap="gray_r", vmin=-1, vmax=1, interpolation="nearest")
-            axis.set(xticks=[], yticks=[])
-            for side in axis.spines.values():
-                side.set_visible(False)
-        line[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=11)
-    figure.subplots_adjust(left=0.15, right=0.99, top=0.99, bottom=0.01, wspace=0.08, hspace=0.08)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
-
-
-def finish(figure: plt.Figure, path: Path) -> None:
-    """Save and close."""
-    figure.tight_layout()
-    figure.savefig(path, dpi=90)
-    plt.close(figure)
+def animate(path: Path, model: sdegen.ScoreModel, quick: bool) -> None:
+    """The samples of the SDE beside those of the ODE, from noise to two moons."""
+    x_T = model.path.prior.sample((400, 2), device=next(model.parameters()).device)
+    solvers = {"reverse SDE": sdegen.SDESolver("euler", 150), "probability-flow ODE": sdegen.ODESolver("rk4", steps=40)}
+    ways = {k: sdegen.solve(model, x_T, solver, trajectory=True) for k, solver in solvers.items()}
+    plot.animate(ways, path, seconds=1.0 if quick else 4.0)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -220,11 +190,12 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     args.out.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
+    draw_trajectories(args.out / "trajectories.png", args.quick)
     torch.manual_seed(args.seed)
     in_the_plane(args)
     torch.manual_seed(args.seed)
     on_digits(args)
-    pictures = ", ".join(str(args.out / name) for name in ("plane.png", "trajectories.png", "digits.png"))
+    pictures = ", ".join(str(args.out / name) for name in PICTURES)
     print(f"\n{time.perf_counter() - start:.0f} s in all; see {pictures}")
 
 

@@ -74,5 +74,5 @@ def test_a_name_with_an_underscore_is_in_the_legend():
 
 def test_without_matplotlib_a_sentence_names_the_command(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(ImportError, match=r"Pictures need matplotlib; install it with `pip install matplotlib`."):
+    with pytest.raises(ImportError, match=r"Pictures need matplotlib; install .* `pip install 'sdegen\[plot\]'`\."):
         calls_against_error(sdegen.Comparison(ROWS))

@@ -1,4 +1,4 @@
-"""Pictures of results, with matplotlib: a leaf, which nothing in the library imports."""
+"""What `compare` found, as lines: error against network calls."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from sdegen.comparison import Comparison
+from sdegen.plot.frame import PALETTE, axes_for, dress
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,7 +24,7 @@ def calls_against_error(comparison: Comparison, ax: Axes | None = None) -> Axes:
         ax: where to draw; by default a new figure, `ax.figure`.
 
     Returns:
-        the axes.
+        the Axes.
 
     Raises:
         TypeError: no Comparison, or no Axes.
@@ -31,12 +32,14 @@ def calls_against_error(comparison: Comparison, ax: Axes | None = None) -> Axes:
         ImportError: matplotlib is not installed.
 
     Examples:
-        >>> from sdegen.plot import calls_against_error
-        >>> model = sdegen.Gaussian([1.0], 0.5).model(sdegen.VPSDE())
-        >>> solvers = {"Adams": sdegen.Adams, "DDIM": sdegen.DDIM}
-        >>> ax = calls_against_error(sdegen.compare(model, solvers, x_T=torch.randn(64, 1), calls=[5, 10]))
-        >>> [line.get_label() for line in ax.lines]
-        ['Adams', 'DDIM']
+        >>> import sdegen, torch
+        >>> from matplotlib.figure import Figure
+        >>> from sdegen import plot
+        >>> model = sdegen.GaussianMixture([[-1.0], [1.0]], 0.3).model(sdegen.VPSDE())
+        >>> found = sdegen.compare(model, {"Adams": sdegen.Adams}, x_T=torch.randn(8, 1), calls=(5, 10))
+        >>> ax = plot.calls_against_error(found, Figure().subplots())
+        >>> ax.get_lines()[0].get_xdata().tolist()
+        [5, 10]
     """
     if not isinstance(comparison, Comparison):
         raise TypeError(f"comparison must be what sdegen.compare returned, and it is {comparison!r}.")
@@ -46,23 +49,19 @@ def calls_against_error(comparison: Comparison, ax: Axes | None = None) -> Axes:
             lines.setdefault(row.name, []).append((row.calls, row.error))
     if not lines:
         raise ValueError(_nothing_to_draw(comparison))
-    try:
-        from matplotlib import axes, pyplot, ticker
-    except ImportError as error:
-        raise ImportError("Pictures need matplotlib; install it with `pip install matplotlib`.") from error
-    if ax is not None and not isinstance(ax, axes.Axes):
-        raise TypeError(f"ax must be the Axes to draw on, such as pyplot.subplots()[1], and it is {ax!r}.")
-    if ax is None:
-        ax = pyplot.subplots(figsize=(6.0, 4.2), layout="constrained")[1]
+    ax = axes_for(ax, (6.0, 4.2))
+    from matplotlib import ticker
+
     for i, (name, points) in enumerate(lines.items()):
         label = f" {name}" if name.startswith("_") else name  # matplotlib leaves "_..." out of its legend
-        ax.loglog(*zip(*sorted(points), strict=True), marker=MARKERS[i % len(MARKERS)], markersize=4, label=label)
+        look = {"marker": MARKERS[i % len(MARKERS)], "color": PALETTE[i % len(PALETTE)]}
+        ax.loglog(*zip(*sorted(points), strict=True), markersize=5, lw=1.4, label=label, **look)
     ax.xaxis.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
     ax.xaxis.set_major_formatter("{x:g}")
     ax.xaxis.set_minor_locator(ticker.NullLocator())
-    ax.set(xlabel="network calls", ylabel="RMS error, best 98 % of the samples")
     ax.grid(alpha=0.3)
-    ax.legend()
+    ax.legend(fontsize=11, frameon=False)
+    dress(ax, "network calls", "RMS error, best 98 % of the samples")
     return ax
 
 

@@ -18,11 +18,11 @@ from pathlib import Path
 import matplotlib
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pixel_shuffle, pixel_unshuffle
+from torch.nn.functional import pad, pixel_shuffle, pixel_unshuffle
 
 import sdegen
 from sdegen.datasets import patches
-from sdegen.nets import UNet
+from sdegen.nets import MLP, UNet
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -30,53 +30,60 @@ import matplotlib.pyplot as plt
 LEVELS = sdegen.Quantized(256)
 SHAPE = (3, 16, 16)
 PATH = sdegen.CosineVPSDE()
-STEPS = 5000
+COARSE = 32
+STEPS = 4000
 
 
 class BeyondGaussian(nn.Module):
-    """v of the Gaussian N(m, R diag(l) R^T) in closed form, plus a U-Net's correction, which begins as zero.
+    """v of the Gaussian N(m, R diag(l) R^T), in closed form, plus what two networks add to it, both zero at first.
 
-    With z = R^T (x_t - alpha m) and V = alpha^2 l + sigma^2, E[eps | x_t] = R (sigma z/V), E[x | x_t] = m + R (alpha l
-    z/V), and v is alpha of the first less sigma of the second. The U-Net sees x_t, that guess of eps and the whitened
-    x_t, R (z/V^(1/2)), each of order one in every direction at every noise level: near the data it could not make out
-    noise of a hundredth of the pixels' range by itself. 2 x 2 pixels are folded into channels, which halves its sides.
+    With alpha^2 + sigma^2 = 1, V = alpha^2 l + sigma^2 and w = R^T (x_t - alpha m)/V^(1/2), white at every time,
+
+        v = -sigma m + R [alpha sigma (1 - l)/V^(1/2) w + (l/V)^(1/2) MLP(w)] + UNet(x_t, R sigma/V^(1/2) w, R w)
+
+    The MLP has the first 32 axes to itself, mean colour and shading: few of the 768, on which how a patch looks from
+    afar depends; (l/V)^(1/2) is how far the data there may be from the Gaussian's guess, in units of v. The U-Net sees
+    beside x_t the Gaussian's guess of the noise: it could not make out by itself noise of a hundredth of the pixels'
+    range. Squares of 2 x 2 pixels are folded into channels.
     """
 
     def __init__(self, data: Tensor, path: sdegen.GaussianPath, width: int) -> None:
         super().__init__()
         rows = data.flatten(1).double()
         spectrum, axes = torch.linalg.eigh(torch.cov(rows.T))
-        for name, value in (("mean", rows.mean(0)), ("spectrum", spectrum), ("axes", axes)):
+        for name, value in (("mean", rows.mean(0)), ("spectrum", spectrum.flip(0)), ("axes", axes.flip(1))):
             self.register_buffer(name, value.to(data.dtype))
         self.path = path
+        self.mlp = MLP(COARSE, hidden=4 * width)
         self.unet = UNet(channels=4 * 9, width=width)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         alpha, sigma = self.path.alpha(t)[:, None], self.path.sigma(t)[:, None]
-        z = (x.flatten(1) - alpha * self.mean) @ self.axes
-        variance = alpha**2 * self.spectrum + sigma**2
-        eps, data, white = (
-            (z * scale @ self.axes.T)
-            for scale in (sigma / variance, alpha * self.spectrum / variance, variance.rsqrt())
+        V = alpha**2 * self.spectrum + sigma**2
+        white = (x.flatten(1) - alpha * self.mean) @ self.axes / V.sqrt()
+        clock = 0.125 * torch.log(sigma[:, 0] / (alpha[:, 0] + 1e-3) + 1e-3)  # a smooth one that tells all levels apart
+        coarse = self.mlp(white[:, :COARSE], clock) * (self.spectrum / V).sqrt()[:, :COARSE]
+        of_gaussian = alpha * sigma * (1 - self.spectrum) / V.sqrt() * white
+        of_gaussian, noise, white = (
+            (part @ self.axes.T).reshape(x.shape)
+            for part in (of_gaussian + pad(coarse, (0, white.shape[1] - COARSE)), sigma / V.sqrt() * white, white)
         )
-        seen = torch.cat([x, eps.reshape(x.shape), white.reshape(x.shape)], 1)
-        clock = 0.125 * torch.log(sigma[:, 0] + 1e-3)  # tells small noise levels apart, and is smooth
-        correction = pixel_shuffle(self.unet(pixel_unshuffle(seen, 2), clock)[:, : 4 * 3], 2)
-        return (alpha * eps - sigma * (self.mean + data)).reshape(x.shape) + correction
+        seen = pixel_unshuffle(torch.cat([x, noise, white], 1), 2)
+        fine = pixel_shuffle(self.unet(seen, clock)[:, : 4 * 3], 2)
+        return of_gaussian - (sigma * self.mean).reshape(x.shape) + fine
 
 
 def train(args: argparse.Namespace, levels: Tensor) -> sdegen.ScoreModel:
-    """The patches and their mirror images, by `fit`: noise levels from 1/1000 of the data's to ten times theirs."""
+    """`fit` on the patches and their mirror images, noise from a thousandth of the data's size to ten times it."""
     data = LEVELS.dequantise(torch.cat([levels, levels.flip(3)]))
     net = BeyondGaussian(data, PATH, 16 if args.quick else 64).to(args.device)
-    model = sdegen.ScoreModel(net, PATH, "v")
     return sdegen.fit(
-        model,
+        sdegen.ScoreModel(net, PATH, "v"),
         data.to(args.device),
-        steps=30 if args.quick else STEPS,
+        steps=60 if args.quick else STEPS,
         batch_size=64,
         times=sdegen.LogNormalTimes(mean=-1.0, std=2.0),
-        every=10 if args.quick else 250,
+        every=20 if args.quick else 250,
         seed=args.seed,
         log=lambda step, said: print(f"step {step:5d}   loss {said['loss']:.4f}", flush=True),
     )
@@ -108,6 +115,7 @@ def in_distance(
     print(f"\nenergy distance to {len(held)} held-out patches, of {number} each:")
     for name, value in distance.items():
         print(f"{name:17s}{value:8.3f}   {value / distance['Gaussian']:.2f} of the Gaussian's")
+    del drawn["training patches"]
     return {"held-out patches": held[torch.randperm(len(held), generator=g)], **drawn}
 
 
@@ -136,12 +144,12 @@ def in_bits(args: argparse.Namespace, model: sdegen.ScoreModel, levels: Tensor, 
 
 
 def draw(path: Path, kinds: dict[str, Tensor]) -> None:
-    """Seven by seven of each kind."""
-    figure, axes = plt.subplots(1, len(kinds), figsize=(3.2 * len(kinds), 3.5), layout="constrained")
+    """Eight by eight of each kind."""
+    figure, axes = plt.subplots(1, len(kinds), figsize=(3.6 * len(kinds), 3.9), layout="constrained")
     for axis, (name, x) in zip(axes, kinds.items(), strict=True):
-        n = LEVELS.quantise(x[:49].float()).to(torch.uint8)
-        framed = torch.nn.functional.pad(n, (1, 1, 1, 1), value=255).reshape(7, 7, 3, 18, 18)
-        axis.imshow(framed.permute(0, 3, 1, 4, 2).reshape(126, 126, 3).numpy(), interpolation="nearest")
+        n = LEVELS.quantise(x[:64].float()).to(torch.uint8)
+        framed = pad(n, (1, 1, 1, 1), value=255).reshape(8, 8, 3, 18, 18)
+        axis.imshow(framed.permute(0, 3, 1, 4, 2).reshape(144, 144, 3).numpy(), interpolation="nearest")
         axis.set_title(name)
         axis.axis("off")
     figure.savefig(path, dpi=150)
@@ -158,7 +166,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     args.out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(args.seed)
-    stride = 16 if args.quick else 4
+    stride = 8 if args.quick else 4
     levels, held_out = patches("train", stride=stride), patches("test", stride=stride)
     start = time.perf_counter()
     model = train(args, levels)

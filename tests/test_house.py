@@ -194,6 +194,7 @@ EXAMPLES = {
         ["held-out ones right", "scale 0", "apart within a class", "replacement", "u = 0.7", "another exact sample"],
     ),
     "cnf": (["flow_cnf.png"], ["planar: log-density", "Hamiltonian: energy"]),
+    "patches": (["patches.png"], ["energy distance to", "training patches", "of the Gaussian's", "side by side"]),
 }
 
 
@@ -230,6 +231,8 @@ def test_the_quick_examples_run_and_write_their_pictures(name, tmp_path, capsys)
         assert abs(mass - 1) < 0.02
         assert ours < high < low < theirs
         assert of_noise > 0.95
+    if name == "patches":
+        assert float(re.search(r"\ndifference .* to (\S+)", said)[1]) < 0
 
 
 def test_every_example_is_run():

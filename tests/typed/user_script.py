@@ -363,8 +363,10 @@ def images() -> None:
     sdegen.sample(shared, (4, 2), sdegen.Ancestral(2), cond={"scales": sdegen.Shared(torch.ones(4))})
     logp = sdegen.log_prob(model, x[:1], sdegen.ODESolver("euler", steps=1), cond={"label": labels[:1]})
     bits: Tensor = bits_per_dim(logp, x.shape[1:])
+    colours: Tensor = patches("test", size=8, stride=8)
     assert loss.ndim == 0
     assert bits.shape == (1,)
+    assert colours.shape[1:] == (3, 8, 8)
 
 
 class Tilted:

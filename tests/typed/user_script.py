@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import sdegen
-from sdegen.datasets import bits_per_dim, dequantise, digits, two_moons
+from sdegen.datasets import bits_per_dim, dequantise, digits, patches, two_moons
 from sdegen.interop import Adapted, from_edm, from_flow_matching, from_torchcfm
 from sdegen.nets import MLP, UNet
 

@@ -26,6 +26,8 @@ PALETTE = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 DOTS_PER_INCH = 150
 MARGIN = 0.05
 """The part of the data's extent that is left free on every side."""
+MOST_UNEQUAL = 4.0
+"""How many times longer than the other one side of a plane may be that is drawn to one scale."""
 
 
 def need_matplotlib() -> None:
@@ -135,8 +137,14 @@ def widen(ax: Axes, limits: Limits, *, fresh: bool, aspect: bool = False) -> Non
             low, high = (min(*own, low, high), max(*own, low, high))
             low, high = (low, high) if forward else (high, low)
         put(low, high)
-    if aspect:
+    if aspect and of_one_scale(limits):
         ax.set_aspect("equal")
+
+
+def of_one_scale(limits: Limits) -> bool:
+    """Whether both sides can be drawn to one scale: columns of a table may have units of their own."""
+    (left, right), (low, high) = limits
+    return 1 / MOST_UNEQUAL <= (high - low) / (right - left) <= MOST_UNEQUAL
 
 
 def dress(ax: Axes, x: str = "", y: str = "", *, bare: bool = False) -> None:

@@ -18,6 +18,7 @@ from sdegen.plot.frame import (
     is_fresh,
     mapping_of,
     numbers_of,
+    of_one_scale,
     panels_for,
     widen,
 )
@@ -86,8 +87,8 @@ def samples(
     sets = [numbers_of(f"x[{name!r}]", one, shape, (2,), 2) for name, one in named.items()]
     limits = _limits(*sets, *behind)
     (left, right), (low, high) = limits
-    height = min(max(2.6 * (high - low) / (right - left), 1.3), 5.0) + 0.35
-    axes = panels_for(list(named), ax, (2.6, height))
+    height = min(max(2.6 * (high - low) / (right - left), 1.3), 5.0) if of_one_scale(limits) else 2.6
+    axes = panels_for(list(named), ax, (2.6, height + 0.35))
     for panel, points, shade in zip(axes, sets, colours_of(color, len(sets)), strict=True):
         _scatter(panel, behind, points, shade, limits)
     return figure_of(axes)
@@ -106,4 +107,4 @@ def _scatter(ax: Axes, behind: list[Array], points: Array, color: str, limits: L
         many = len(dots) > 2000
         ax.scatter(dots[:, 0], dots[:, 1], s=size, color=shade, alpha=0.55, linewidths=0, zorder=order, rasterized=many)
     widen(ax, limits, fresh=fresh, aspect=True)
-    dress(ax, bare=True)
+    dress(ax, bare=of_one_scale(limits))

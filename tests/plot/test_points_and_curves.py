@@ -193,3 +193,16 @@ def test_what_cannot_be_drawn_is_refused_in_a_sentence(case):
     with pytest.raises(kind, match=words):
         call()
     assert not pyplot.get_fignums()
+
+
+def test_columns_of_other_units_fill_their_panels():
+    """One scale where the sides are alike, and ticks that tell the units where they are not."""
+    alike, unlike = torch.randn(50, 2), torch.randn(50, 2) * torch.tensor([1000.0, 0.1])
+    figure = plot.samples({"alike": alike})
+    assert figure.axes[0].get_aspect() == 1.0
+    assert not len(figure.axes[0].get_xticks())
+    figure = plot.samples({"unlike": unlike})
+    assert figure.axes[0].get_aspect() == "auto"
+    assert len(figure.axes[0].get_xticks())
+    width, height = figure.get_size_inches()
+    assert height > width

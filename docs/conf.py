@@ -6,13 +6,11 @@ docstrings are plain text, which `docstrings.py` beside this file keeps as it st
 
 from __future__ import annotations
 
-import re
 import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-PAGE = re.compile(r"[a-z_]+\n")
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
@@ -68,16 +66,7 @@ def copy_notebooks() -> None:
         shutil.copy2(notebook, to / notebook.name)
 
 
-def _existing_pages(app: Sphinx, docname: str, source: list[str]) -> None:
-    """Leave out of index.md's lists the pages that are still to be written."""
-    if docname == "index":
-        lines = source[0].splitlines(keepends=True)
-        written = [line for line in lines if not PAGE.match(line) or (HERE / f"{line.strip()}.md").exists()]
-        source[0] = "".join(written)
-
-
 def setup(app: Sphinx) -> None:
     """Hand the docstrings over as reStructuredText."""
     copy_notebooks()
     docstrings.setup(app)
-    app.connect("source-read", _existing_pages)

@@ -28,10 +28,50 @@ def program(*words: str) -> str:
 
 
 @pytest.mark.slow
-def test_the_first_program_runs_as_printed():
-    """A newcomer pastes it: samples land on the moons, densities are those of a trained model."""
+def test_the_quickstart_runs_as_printed(tmp_path, monkeypatch, capsys):
+    """A newcomer pastes it: its model beats the fitted Gaussian by far, and comes back from its file."""
+    monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     exec(PROGRAMS[0], names)
+    train, test, model = (names[name] for name in ("train", "test", "model"))
+    gaussian = sdegen.Gaussian(train.mean(0).double(), covariance=torch.cov(train.T).double())
+    printed = float(re.search(r"samples: (\S+) nats", capsys.readouterr().out)[1])
+    assert printed > float(gaussian.log_prob(test.double()).mean()) + 0.5
+    for x in (names["ode"], names["sde"]):
+        assert sdegen.energy_distance(names["units"](x), names["units"](test)) < 0.03
+    assert (tmp_path / "samples.png").stat().st_size > 10_000
+    again = sdegen.load("model.safetensors", sdegen.nets.MLP(2))
+    assert torch.equal(sdegen.log_prob(again, test[:5]), sdegen.log_prob(model, test[:5]))
+    assert len(PROGRAMS[0].strip().splitlines()) - PROGRAMS[0].strip().count("\n\n") <= 15
+
+
+def test_the_page_begins_with_the_quickstart():
+    page = (Path(__file__).parent.parent / "docs" / "quickstart.md").read_text()
+    assert PROGRAMS[0] in page
+
+
+def test_a_whole_training_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    x, labels, make = torch.randn(130, 1, 8, 8), torch.arange(130) % 10, lambda: UNet(width=8, classes=10)
+    names = {
+        "torch": torch,
+        "sdegen": sdegen,
+        "net": make(),
+        "same_net": make(),
+        "data": x[:100],
+        "labels": labels[:100],
+    }
+    names |= {"held_out": x[100:], "their_labels": labels[100:]}
+    exec(program("sdegen.sample_many("), names)
+    assert names["many"].complete
+    assert sdegen.load_state("model.safetensors") == {"note": "anything plain", "step": 20}
+
+
+@pytest.mark.slow
+def test_the_loop_of_ones_own_runs_as_printed():
+    """Samples land on the moons, densities are those of a trained model."""
+    names: dict[str, object] = {}
+    exec(program("from sdegen.datasets import two_moons"), names)
     assert float(names["logp"].mean()) > -2.0  # a standard normal fitted to the moons has -2.6
     assert names["x"].shape == (64, 2)
     assert names["exact"].log_prob(names["x"].double()).shape == (64,)
@@ -69,6 +109,8 @@ def test_solvers_are_compared_and_tuned(capsys):
 
 def test_every_program_is_run_here_or_for_its_law():
     known = [
+        "np.hstack(",
+        "sdegen.sample_many(",
         "from sdegen.datasets import two_moons",
         "sdegen.compare(",
         "sdegen.DDPM(betas)",

@@ -291,7 +291,7 @@ def _entries(solvers: object, calls: object) -> list[_Entry]:
         raise TypeError(f"calls must be a sequence of integers, and it is {calls!r}.")
     if not solvers or not calls:
         raise ValueError(f"There is nothing to compare in solvers = {solvers!r} and calls = {calls!r}.")
-    wanted = [_checks.whole("every number of calls", n) for n in calls]
+    wanted = tuple(_checks.whole("every number of calls", n) for n in calls)
     return [entry for name, make in solvers.items() for entry in _entries_of(name, make, wanted)]
 
 

@@ -306,10 +306,10 @@ def draw_posteriors(
         plot.samples(x, axis, data=data, color=INK if name == "exact" else OURS)
         axis.set_title(f"{name}, distance {error:.3f}")
     for axis in axes:
-        x = torch.tensor([-2.1, 2.1])
+        x = torch.tensor([-2.4, 2.4])
         low, high = ((z + s * std - float(A[0, 0]) * x) / float(A[0, 1]) for s in (-1, 1))
         axis.fill_between(x.numpy(), low.numpy(), high.numpy(), color=THEIRS, alpha=0.2, lw=0)
-        axis.set(aspect="equal", xticks=[], yticks=[], xlim=(-2.1, 2.1), ylim=(-2.1, 2.1))
+        axis.set(aspect="equal", xticks=[], yticks=[], xlim=(-2.4, 2.4), ylim=(-2.4, 2.4))
         axis.spines[:].set_color(GREY)
     plot.write(figure, path)
 

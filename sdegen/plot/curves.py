@@ -126,8 +126,8 @@ def trajectories(
         >>> model = sdegen.GaussianMixture([[-1.0], [1.0]], 0.2).model(sdegen.VPSDE())
         >>> solution = sdegen.solve(model, torch.randn(5, 1), sdegen.Adams(20), trajectory=True)
         >>> ax = plot.trajectories(solution, model, Figure().subplots())
-        >>> len(ax.get_lines()), ax.get_xlim()
-        (5, (1.0, 0.0))
+        >>> len(ax.get_lines()), [float(end) for end in ax.get_xlim()]
+        (5, [1.0, 0.0])
     """
     if model is not None and not isinstance(model, Model):
         raise TypeError(f"model must be a Model, such as GaussianMixture(...).model(path), and it is {model!r}.")

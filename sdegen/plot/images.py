@@ -51,7 +51,8 @@ def grid(
         ImportError: matplotlib is not installed.
 
     Examples:
-        >>>         >>> from matplotlib.figure import Figure
+        >>> import torch
+        >>> from matplotlib.figure import Figure
         >>> from sdegen import plot
         >>> rows = {"noise": torch.randn(6, 1, 8, 8), "black": -torch.ones(6, 1, 8, 8)}
         >>> ax = plot.grid(rows, Figure().subplots())

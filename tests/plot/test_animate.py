@@ -9,7 +9,6 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 import sdegen
 from sdegen import plot
@@ -27,6 +26,7 @@ def ways(law: sdegen.GaussianMixture, n: int = 20) -> dict[str, sdegen.Solution]
 @pytest.mark.parametrize("law", [LAW, PLANE], ids=["lines", "points"])
 def test_a_gif_has_its_pictures_and_rests_at_its_end(law, tmp_path):
     from matplotlib import pyplot
+    from PIL import Image
 
     file = plot.animate(ways(law), tmp_path / "ways.gif", law.model(sdegen.VPSDE()), seconds=0.8)
     with Image.open(file) as film:

@@ -1,6 +1,6 @@
 """Held-out digits in bits per dimension: a score model, scikit-learn's best mixture, a Gaussian, all on the same draws.
 
-    python benchmarks/digits.py [--images 360] [--draws 10] [--steps 8000] [--calls 60] [--threads 2] [--keep DIR]
+    python benchmarks/digits.py [--images 360] [--draws 10] [--steps 6000] [--calls 60] [--threads 2] [--keep DIR]
 
 The digits' own split, without labels. Level n = 0 ... 16 of a pixel stands for y = 2 (n + u)/17 - 1, u uniform, and
 
@@ -114,7 +114,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=360, help="held-out images")
     parser.add_argument("--draws", type=int, default=10)
-    parser.add_argument("--steps", type=int, default=8000, help="of the training")
+    parser.add_argument("--steps", type=int, default=6000, help="of the training")
     parser.add_argument("--calls", type=int, default=60, help="of the solver")
     parser.add_argument("--width", type=int, default=16, help="of the network")
     parser.add_argument("--threads", type=int, default=2)

@@ -174,7 +174,7 @@ def test_import_is_light_and_touches_no_global_state():
 
 EXAMPLES = {
     "sde_vs_ode": (
-        ["plane.png", "trajectories.png", "digits.png"],
+        ["plane.png", "trajectories.png", "sde_beside_ode.gif", "digits.png"],
         ["SDE euler", "SDE Adams", "ODE dopri5", "ODE Adams", "Ancestral", "bits/dim"],
     ),
     "ddpm_as_special_case": (

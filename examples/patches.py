@@ -115,7 +115,6 @@ def in_distance(
     print(f"\nenergy distance to {len(held)} held-out patches, of {number} each:")
     for name, value in distance.items():
         print(f"{name:17s}{value:8.3f}   {value / distance['Gaussian']:.2f} of the Gaussian's")
-    del drawn["training patches"]
     return {"held-out patches": held[torch.randperm(len(held), generator=g)], **drawn}
 
 
@@ -144,12 +143,12 @@ def in_bits(args: argparse.Namespace, model: sdegen.ScoreModel, levels: Tensor, 
 
 
 def draw(path: Path, kinds: dict[str, Tensor]) -> None:
-    """Eight by eight of each kind."""
-    figure, axes = plt.subplots(1, len(kinds), figsize=(3.6 * len(kinds), 3.9), layout="constrained")
+    """Seven by seven of each kind."""
+    figure, axes = plt.subplots(1, len(kinds), figsize=(3.2 * len(kinds), 3.5), layout="constrained")
     for axis, (name, x) in zip(axes, kinds.items(), strict=True):
-        n = LEVELS.quantise(x[:64].float()).to(torch.uint8)
-        framed = pad(n, (1, 1, 1, 1), value=255).reshape(8, 8, 3, 18, 18)
-        axis.imshow(framed.permute(0, 3, 1, 4, 2).reshape(144, 144, 3).numpy(), interpolation="nearest")
+        n = LEVELS.quantise(x[:49].float()).to(torch.uint8)
+        framed = pad(n, (1, 1, 1, 1), value=255).reshape(7, 7, 3, 18, 18)
+        axis.imshow(framed.permute(0, 3, 1, 4, 2).reshape(126, 126, 3).numpy(), interpolation="nearest")
         axis.set_title(name)
         axis.axis("off")
     figure.savefig(path, dpi=150)

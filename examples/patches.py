@@ -144,7 +144,8 @@ def in_bits(args: argparse.Namespace, model: sdegen.ScoreModel, levels: Tensor, 
 
 def draw(path: Path, kinds: dict[str, Tensor]) -> None:
     """Seven by seven of each kind."""
-    figure, axes = plt.subplots(1, len(kinds), figsize=(3.2 * len(kinds), 3.5), layout="constrained")
+    figure, axes = plt.subplots(1, len(kinds), figsize=(3.2 * len(kinds), 3.56), layout="constrained")
+    figure.get_layout_engine().set(h_pad=0.1)
     for axis, (name, x) in zip(axes, kinds.items(), strict=True):
         n = LEVELS.quantise(x[:49].float()).to(torch.uint8)
         framed = pad(n, (1, 1, 1, 1), value=255).reshape(7, 7, 3, 18, 18)

@@ -190,6 +190,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     args.out.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
+    print(f"two small networks on {args.device}; the pictures go to {args.out}", flush=True)
     draw_trajectories(args.out / "trajectories.png", args.quick)
     torch.manual_seed(args.seed)
     in_the_plane(args)

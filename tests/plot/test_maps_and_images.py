@@ -127,7 +127,10 @@ def test_colours_go_from_span_to_one_and_nan_is_the_ground():
 
 
 def test_names_and_bars_are_not_cut():
-    for ax in (plot.grid({"a long name, of which nothing is cut off": torch.zeros(8, 1, 8, 8)}), plot.density(LAW, points=10)):
+    for ax in (
+        plot.grid({"a long name, of which nothing is cut off": torch.zeros(8, 1, 8, 8)}),
+        plot.density(LAW, points=10),
+    ):
         figure = ax.figure
         figure.canvas.draw()
         box = figure.get_tightbbox()  # inches

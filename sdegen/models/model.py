@@ -104,11 +104,13 @@ class ScoreModel(Model):
 
     def extra_repr(self) -> str:
         """The class of the network and its size, the path and the prediction, for printing."""
-        net, learned = self.net, ", learns_variance=True" if self.learns_variance else ""
+        net, more = self.net, "" if self.time is None else ", time=..."
+        more += ", learns_variance=True" if self.learns_variance else ""
+        more += "" if self.standardize is None else f", standardize={self.standardize!r}"
         name = type(net).__name__ if isinstance(net, nn.Module) else getattr(net, "__name__", type(net).__name__)
         if isinstance(net, nn.Module):
             name += f" with {sum(p.numel() for p in net.parameters() if not is_lazy(p)):,} parameters"
-        return f"{name}, {self.path!r}, predicts={self.predicts!r}{learned}"
+        return f"{name}, {self.path!r}, predicts={self.predicts!r}{more}"
 
     def get_extra_state(self) -> Tensor:
         """What the weights answer, for `state_dict`: the prediction and the path, as JSON in bytes, uint8 (n,)."""

@@ -10,6 +10,7 @@ has the network's, z_t = alpha z + sigma eps, so that the law at the noise end i
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -105,6 +106,16 @@ class Standardize(nn.Module):
         """The sum of log std over the values of one sample, those of `mask` alone if it is given, (B,)."""
         logs = self.std.to(x).log().expand_as(x)
         return (logs if mask is None else logs * mask).flatten(1).sum(1)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Standardize:
+        """Moves the numbers and never rounds them: `model.half()` is about the network."""
+        before = dict(self._buffers)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch's own
+        for name, value in before.items():
+            moved = self._buffers[name]
+            if value is not None and moved is not None and not (value.is_meta or moved.is_meta):
+                self._buffers[name] = value.to(moved.device)
+        return self
 
     def check(self, x: Tensor, name: str = "x") -> None:
         """A ValueError unless mean and std broadcast over one sample of `x` (B, *event)."""

@@ -125,6 +125,22 @@ def test_it_travels_with_the_weights():
     assert sum(p.requires_grad for p in model.parameters()) == 2
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_no_cast_rounds_the_units(dtype):
+    """They are numbers of the data, whatever the network computes in."""
+    units = sdegen.Standardize([1001.0, 1e5], [0.5, 1e-9])
+    model = sdegen.ScoreModel(torch.nn.Linear(2, 2), sdegen.VPSDE(), standardize=units).to(dtype)
+    assert model.net.weight.dtype is dtype
+    assert torch.equal(model.standardize.mean, torch.tensor([1001.0, 1e5]))
+    assert torch.equal(model.standardize.std, torch.tensor([0.5, 1e-9]))
+    assert model.to("meta").standardize.mean.device.type == "meta"
+
+
+def test_what_is_printed_tells_the_units():
+    model = sdegen.ScoreModel(torch.nn.Linear(2, 2), sdegen.VPSDE(), "v", standardize=sdegen.Standardize(3.0, 2.0))
+    assert repr(model).endswith("predicts='v', standardize=Standardize(mean=3.0, std=2.0))")
+
+
 def test_of_data_every_column_has_mean_zero_and_mean_square_one():
     x = OUTER.sample(500, generator=torch.Generator().manual_seed(8))
     z = sdegen.Standardize.of(x)(x)

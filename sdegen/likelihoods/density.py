@@ -42,7 +42,7 @@ from sdegen._solving import check_gradients
 from sdegen.likelihoods.gap import prior_gap
 from sdegen.likelihoods.gradients import products_at_once
 from sdegen.models.base import Cond, Model
-from sdegen.models.masked import MASK, Masked, checked_mask, count, log_normal_at_zero
+from sdegen.models.masked import MASK, Masked, checked_mask, count, log_normal_at_zero, without_padding
 from sdegen.paths.priors import Normal
 from sdegen.sampling import checked_result, ode_solver
 from sdegen.solvers import AdamsUntil, Exact, Hutchinson, ODESolver
@@ -211,8 +211,8 @@ def log_likelihood(
     parts = []
     with solving(model, differentiable), nullcontext() if trace == Hutchinson(1) else uncompiled():
         for rows in batch_parts(x, batch_size) if len(x) else ():
-            y = straight(model, x[rows], ends[0], differentiable)
             conditions = _checks.conditions_of_rows(cond, rows, len(x))
+            y = without_padding(straight(model, x[rows], ends[0], differentiable), conditions)
             probes = trace.draw(y, generator_of_rows(generator, rows), fresh)
             with torch.no_grad():
                 at_once = products_at_once(model, y, ends, conditions, probes.count, check)
@@ -422,8 +422,7 @@ def _masked(
             "all of them: give neither prior nor data, on a path without a source of its own."
         )
     there = checked_mask(mask, x)
-    padding = torch.zeros_like(x) if model.standardize is None else model.standardize.inverse(torch.zeros_like(x))
-    return Masked(model), torch.where(there, x, padding), {**cond, MASK: there}
+    return Masked(model), torch.where(there, x, 0.0), {**cond, MASK: there}
 
 
 def _checked_data(data: Tensor | None, x: Tensor, model: Model) -> Tensor | None:

@@ -52,6 +52,12 @@ def checked_mask(mask: object, x: Tensor) -> Tensor:
     return full
 
 
+def without_padding(y: Tensor, cond: Mapping[str, object]) -> Tensor:
+    """The state with 0 in its padding, where the conditions hold a mask."""
+    m = cond.get(MASK)
+    return torch.where(m, y, 0.0) if isinstance(m, Tensor) else y
+
+
 def count(mask: Tensor) -> Tensor:
     """How many values of every sample are there, (B,)."""
     return mask.flatten(1).sum(1)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, default_collate
 
 from sdegen import _checks
 from sdegen.journal import sample_generators
@@ -64,9 +64,14 @@ class Batches(ABC):
 
     Args:
         size: samples in the batch of one step, over all processes.
-        dtype: of the batches.
+        dtype: of the network, and so of the batches.
         draws: the random numbers, on the device that the batches go to.
+
+    Attributes:
+        wide: whether samples keep a wider dtype of their own: units are taken off before they are rounded.
     """
+
+    wide = False
 
     def __init__(self, size: int, dtype: torch.dtype, draws: Draws):
         self.size, self.dtype, self.draws = size, dtype, draws
@@ -97,8 +102,9 @@ class Batches(ABC):
 
     def ready(self, x: Tensor, cond: Mapping[str, object]) -> Batch:
         """A batch on its device, in its dtype."""
-        x = x.to(self.draws.device, self.dtype, non_blocking=True)
-        return x, {name: _moved(value, self.draws.device) for name, value in cond.items()}
+        dtype = torch.promote_types(x.dtype, self.dtype) if self.wide else self.dtype
+        x = x.detach().to(self.draws.device, dtype, non_blocking=True)
+        return x, {name: _moved(value, self.draws.device, self.dtype) for name, value in cond.items()}
 
 
 class _Permuted(Batches):
@@ -119,8 +125,8 @@ class _Permuted(Batches):
         super().check(parts)
 
     @abstractmethod
-    def take(self, indices: Tensor) -> Batch:
-        """The samples with these numbers, as they come."""
+    def take(self, indices: Tensor, first: int | None = None) -> Batch:
+        """The samples with these numbers, as they come; `first`, their place in the training, decides random ones."""
 
     def rows(self, step: int, part: slice) -> Batch:
         """See `Batches.rows`."""
@@ -129,7 +135,8 @@ class _Permuted(Batches):
             epoch, first = divmod(at, self.n)
             pieces.append(self._permutation(epoch)[first : first + stop - at])
             at += len(pieces[-1])
-        return self.ready(*self.take(pieces[0] if len(pieces) == 1 else torch.cat(pieces)))
+        indices = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+        return self.ready(*self.take(indices, step * self.size + part.start))
 
     def in_order(self) -> Iterator[Batch]:
         """See `Batches.in_order`."""
@@ -158,7 +165,7 @@ class _InMemory(_Permuted):
         super().__init__(name, len(data), *of)
         self.data, self.cond = data, cond
 
-    def take(self, indices: Tensor) -> Batch:
+    def take(self, indices: Tensor, first: int | None = None) -> Batch:
         """See `_Permuted.take`."""
         return self.data.index_select(0, indices), {name: _rows_of(value, indices) for name, value in self.cond.items()}
 
@@ -184,11 +191,16 @@ class _Indexed(_Permuted):
         super().__init__(name, len(data), *of)  # type: ignore[arg-type]  # a Dataset promises no length; asked before
         self.data = data
 
-    def take(self, indices: Tensor) -> Batch:
-        """See `_Permuted.take`."""
-        several = getattr(self.data, "__getitems__", None)
-        numbers = indices.tolist()
-        items = several(numbers) if several is not None else [self.data[i] for i in numbers]
+    def take(self, indices: Tensor, first: int | None = None) -> Batch:
+        """See `_Permuted.take`: what an item draws from torch's generator depends on its own place alone."""
+        several, numbers = getattr(self.data, "__getitems__", None), indices.tolist()
+        if several is not None:
+            self.draws.seed_torch(Draws.LOADING, 0 if first is None else first + 1)
+            return _pair(self.name, default_collate(several(numbers)))
+        items = []
+        for k, i in enumerate(numbers):
+            self.draws.seed_torch(Draws.LOADING, 0 if first is None else first + k + 1)
+            items.append(self.data[i])
         return _pair(self.name, default_collate(items))
 
     def some(self) -> Tensor:
@@ -198,7 +210,8 @@ class _Indexed(_Permuted):
     @property
     def identity(self) -> dict[str, object]:
         """See `Batches.identity`: the number of items and their class, since an item may be another every time."""
-        return {"data": type(self.data), "samples": self.n}
+        held = {"tensors": self.data.tensors} if isinstance(self.data, TensorDataset) else {}
+        return {"data": type(self.data), "samples": self.n, **held}
 
 
 class _Loaded(Batches):
@@ -232,10 +245,10 @@ class _Loaded(Batches):
                 x, cond = _checked(self.name, *_pair(self.name, batch))
                 if len(x) == self.size:
                     return x, cond
-                if self.loader.batch_size is None:
+                if self.loader.batch_size is None or len(x) > self.size or next(self._batches, None) is not None:
                     raise ValueError(
-                        f"Every batch of {self.name} must have the same number of samples, and after {self.size} "
-                        f"there came {len(x)}."
+                        f"Every batch of {self.name} but the last must have the same number of samples, and beside "
+                        f"{self.size} there came {len(x)}."
                     )
             self.draws.seed_torch(Draws.ROWS, self._epoch)
             self._batches, self._epoch = iter(self.loader), self._epoch + 1
@@ -367,13 +380,17 @@ def _rows_of(value: object, indices: Tensor) -> object:
     return value.index_select(0, indices.to(value.device)) if isinstance(value, Tensor) else value
 
 
-def _moved(value: object, device: torch.device) -> object:
-    """A condition on the device of the training."""
+def _moved(value: object, device: torch.device, dtype: torch.dtype) -> object:
+    """A condition on the device of the training, real numbers in the network's dtype."""
     if isinstance(value, _checks.Shared):
-        return _checks.Shared(_moved(value.value, device))
+        return _checks.Shared(_moved(value.value, device, dtype))
     if isinstance(value, Mapping):
-        return {name: _moved(part, device) for name, part in value.items()}
-    return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+        return {name: _moved(part, device, dtype) for name, part in value.items()}
+    if isinstance(value, np.ndarray):
+        value = torch.from_numpy(np.array(value))
+    if not isinstance(value, Tensor):
+        return value
+    return value.detach().to(device, dtype if value.is_floating_point() else value.dtype, non_blocking=True)
 
 
 def _pair(name: str, batch: object) -> Batch:

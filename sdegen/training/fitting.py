@@ -23,6 +23,7 @@ import copy
 import functools
 import math
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -136,13 +137,14 @@ def fit(
         (False, True)
     """
     _check_arguments(model, times, weighting, coupling, log)
-    _check_numbers(steps, batch_size, ema, clip, accumulate, every, seed)
+    steps, batch_size, accumulate, every, seed = _whole_numbers(steps, batch_size, accumulate, every, seed)
+    _check_real_numbers(ema, clip)
     recipe = _Recipe(times, weighting, coupling, accumulate, seed)
     with _own_randomness(model), _accelerated(model, precision) as accelerator:
         run = _Run(model, recipe, accelerator, _batches(data, cond, validation, batch_size))
         optimiser, schedule = _optimisers(optimizer, run, steps)
         saved = run.checkpoint(checkpoint, optimiser, schedule, {"ema": ema, "clip": clip})
-        start = saved.resume(steps)
+        start = run.agreed(saved.resume(steps))
         with _bar(progress and accelerator.is_main_process, start, steps) as show:
             losses = _Losses(run, show)
             for step in range(start, steps):
@@ -159,8 +161,9 @@ def fit(
                 if (step + 1) % every == 0 or step + 1 == steps:
                     mean = losses.mean()
                     run.check_weights(step)
-                    show(**run.report(log, step + 1, {"loss": mean, "lr": rate}))
+                    run.average.follow()
                     saved.write(step + 1)
+                    show(**run.report(log, step + 1, {"loss": mean, "lr": rate}))
     return run.average.model
 
 
@@ -213,15 +216,19 @@ class _Average:
         self.model = copy.deepcopy(model, {**tensors, id(model.path): model.path}).eval()
         here, there = ([*m.parameters(), *m.buffers()] for m in (self.model, model))
         weights = {id(p) for p in model.parameters() if p.is_floating_point()}
-        both = [(a.detach(), b.detach(), id(b) in weights) for a, b in zip(here, there, strict=True)]
-        self.weights = [a for a, _, moves in both if moves], [b for _, b, moves in both if moves]
-        self.others = [(a, b) for a, b, moves in both if not moves]
+        both = [(a.detach(), b.detach()) for a, b in zip(here, there, strict=True) if id(b) in weights]
+        self.weights = [a for a, _ in both], [b for _, b in both]
+        self.source = model
 
     def update(self, decay: float) -> None:
         """The average is `decay` times itself and the rest the model's weights."""
         get_ema_multi_avg_fn(decay)(*self.weights, 0)
-        for mine, its in self.others:
-            mine.copy_(its)
+
+    def follow(self) -> None:
+        """Take over what is no weight, as it is now: a network may put new tensors in place of its buffers."""
+        for mine, its in zip(self.model.modules(), self.source.modules(), strict=True):
+            for name, value in its._buffers.items():
+                mine._buffers[name] = None if value is None else value.detach().clone()
 
 
 class _Run:
@@ -241,15 +248,25 @@ class _Run:
         if not self.parameters:
             raise ValueError("The model has no parameters to train: its net must be an nn.Module with some.")
         self.device = self.parameters[0].device
+        _warn_of_half(self.parameters)
         self.draws = Draws(recipe.seed, self.device, accelerator.process_index)
         self.dtype = torch.promote_types(model.working_dtype(torch.get_default_dtype()), torch.float32)
         self.batches, self.validation = batches(self.dtype, self.draws)
+        for data in (self.batches, self.validation):
+            if data is not None:
+                data.wide = model.standardize is not None
         self.batches.check(recipe.accumulate * accelerator.num_processes)
+        if self.validation is not None:
+            event, other = self.batches.some().shape[1:], self.validation.some().shape[1:]
+            if event != other:
+                raise ValueError(
+                    f"validation must hold samples like those of data, {tuple(event)}, not {tuple(other)}."
+                )
         if model.standardize is None:
             warn_of_scale(self.batches.some())
         model.train().zero_grad()
-        self.average = _Average(model)
         self.objective = accelerator.prepare_model(_Objective(model, recipe.weighting), device_placement=False)
+        self.average = _Average(model)  # after the processes have agreed on the weights
 
     def checkpoint(
         self,
@@ -265,11 +282,24 @@ class _Run:
             drawn = {n: getattr(recipe, n) for n in ("times", "weighting", "coupling", "seed")}
             data = {"batch_size": self.batches.size, **self.batches.identity}
             asked = {n: getattr(model, n) for n in ("path", "predicts", "learns_variance", "standardize")}
-            how = {"optimizer": (type(optimiser), optimiser.defaults), "schedule": type(schedule)}
+            groups = [{k: v for k, v in group.items() if k != "params"} for group in optimiser.param_groups]
+            how: dict[str, object] = {"optimizer": (type(optimiser), groups), "time": model.time}
+            how["schedule"] = None if schedule is None else (type(schedule), schedule.state_dict())
             return {**settings, **drawn, **data, **asked, **how, "precision": self.accelerator.mixed_precision}
 
         parts = {"optimizer": optimiser, "schedule": schedule, "scaler": self.accelerator.scaler}
         return Checkpoint(file, self.model, self.average.model, parts, about, self.accelerator.is_main_process)
+
+    def agreed(self, start: int) -> int:
+        """The step to go on from, after a ValueError unless it is the same in every process."""
+        if self.accelerator.num_processes > 1:
+            starts = self.accelerator.gather(torch.tensor([start], device=self.device)).tolist()
+            if len(set(starts)) > 1:
+                raise ValueError(
+                    f"The processes find checkpoints of the steps {starts}: `checkpoint` must be one file, on a disk "
+                    "that all of them see."
+                )
+        return start
 
     def parts(self, step: int) -> Iterator[tuple[Part, bool]]:
         """The rows of this process in the batch of a step, part by part, each with whether it is the last."""
@@ -299,10 +329,11 @@ class _Run:
         """One step of the optimiser and of its schedule; the rate it was taken at."""
         if clip is not None:
             self.accelerator.unscale_gradients(optimiser)
-            nn.utils.clip_grad_norm_(self.parameters, clip, foreach=True if self.device.type == "cpu" else None)
+            held = [p for group in optimiser.param_groups for p in group["params"]]
+            nn.utils.clip_grad_norm_(held, clip, foreach=True if self.device.type == "cpu" else None)
         rate = float(optimiser.param_groups[0]["lr"])
         optimiser.step()
-        optimiser.zero_grad()
+        self.model.zero_grad()
         if schedule is not None and not self.accelerator.optimizer_step_was_skipped:
             schedule.step()
         return rate
@@ -319,6 +350,7 @@ class _Run:
             numbers["validation"] = self._validation_loss(self.validation)
         if log is not None and self.accelerator.is_main_process:
             log(step, numbers)
+            self.model.train()  # whatever it was put into to be looked at
         return {name: number for name, number in numbers.items() if name == "validation"}
 
     def _validation_loss(self, data: Batches) -> float:
@@ -410,6 +442,13 @@ def _optimisers(given: object, run: _Run, steps: int) -> tuple[Optimizer, LRSche
             f"optimizer must be a torch.optim.Optimizer or a pair of it and an LRScheduler that needs no numbers, and "
             f"it is {given!r}."
         )
+    if isinstance(optimiser, torch.optim.LBFGS):
+        raise TypeError("optimizer must take its step from gradients, and LBFGS asks for the loss again and again.")
+    if schedule is not None and getattr(schedule, "optimizer", optimiser) is not optimiser:
+        raise ValueError(
+            f"optimizer is a pair whose {type(schedule).__name__} moves the rates of another optimiser: make it with "
+            "the one that stands beside it."
+        )
     own = {id(p) for p in run.model.parameters()}
     others = sum(id(p) not in own for group in optimiser.param_groups for p in group["params"])
     if others:
@@ -437,6 +476,18 @@ def _batches(
     return made
 
 
+def _warn_of_half(parameters: list[nn.Parameter]) -> None:
+    """A UserWarning where the weights themselves are too coarse for small steps, and for an average."""
+    coarse = next((p.dtype for p in parameters if p.dtype in (torch.bfloat16, torch.float16)), None)
+    if coarse is not None:
+        warnings.warn(
+            f"The weights are {coarse}, in which small steps and their average round away: keep them in float32, by "
+            "model.float(), and give precision='bf16' for the arithmetic alone.",
+            UserWarning,
+            stacklevel=_checks.stacklevel_outside(),
+        )
+
+
 def _uniform(
     path: GaussianPath, n: int, generator: Generators, dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, None]:
@@ -453,12 +504,12 @@ def _check_arguments(model: object, times: object, weighting: object, coupling: 
         raise TypeError(f"log must be callable as log(step, numbers), and it is {log!r}.")
 
 
-def _check_numbers(
-    steps: object, batch_size: object, ema: object, clip: object, accumulate: object, every: object, seed: object
-) -> None:
-    for name, value in {"steps": steps, "batch_size": batch_size, "accumulate": accumulate, "every": every}.items():
-        _checks.whole(name, value)
-    _checks.whole("seed", seed, 0)
+def _whole_numbers(*values: object) -> list[int]:
+    names = ("steps", "batch_size", "accumulate", "every", "seed")
+    return [_checks.whole(name, value, int(name != "seed")) for name, value in zip(names, values, strict=True)]
+
+
+def _check_real_numbers(ema: object, clip: object) -> None:
     if ema is not None and _checks.real("ema", ema, 0, 1) == 1:
         raise ValueError(f"ema must be below 1, where an average would never move, and it is {ema}.")
     if clip is not None:

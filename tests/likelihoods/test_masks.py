@@ -148,3 +148,28 @@ def test_a_network_that_knows_of_no_mask_sees_zeros_in_the_padding():
     mask = MASK[rows]
     torch.testing.assert_close(seen[0], mask * (0.25 * x[rows] + 0.75 * noise[partners]))
     torch.testing.assert_close(found, (mask * (x[rows] - noise[partners]) ** 2).sum(1) / mask.sum(1))
+
+
+@every_path
+def test_inside_the_path_padding_is_none_whatever_the_units(path):
+    """States there are the network's own, and so is the density."""
+    x, net = torch.randn(4, 4).double(), on_points()(path)
+    plain, own = (
+        sdegen.ScoreModel(net, path, "eps", standardize=s)
+        for s in (None, sdegen.Standardize([5.0, 1.0, 2.0, 3.0], 2.0))
+    )
+    given = {"cond": {"mask": MASK}, "mask": MASK, "u": (0.3, 0.9)}
+    ours, theirs = (sdegen.log_likelihood(m, x, sdegen.Adams(20), **given) for m in (own, plain))
+    torch.testing.assert_close(ours.log_prob, theirs.log_prob)
+    assert bool((ours.latent[~MASK] == 0).all())
+
+
+def test_the_network_behind_a_slope_sees_no_padding_either():
+    """A model of its own that mixes values: its answer on what is there must not depend on what pads."""
+    path = sdegen.VPSDE()
+    model = sdegen.ScoreModel(lambda x, t: x.mean(1, keepdim=True).expand_as(x), path, "eps")
+    x = torch.randn(4, 4).double()
+    units = sdegen.ScoreModel(model.net, path, "eps", standardize=sdegen.Standardize(3.0, 2.0))
+    found = sdegen.log_prob(units, 3.0 + 2.0 * x, sdegen.Adams(20), mask=MASK)
+    expected = sdegen.log_prob(model, x, sdegen.Adams(20), mask=MASK) - MASK.sum(1) * math.log(2.0)
+    torch.testing.assert_close(found, expected)

@@ -164,6 +164,6 @@ def test_a_state_that_says_less_is_compared_as_far_as_it_goes():
     for name in known["path"]:
         fewer = said(path={n: v for n, v in known["path"].items() if n != name})
         model(seed=2).load_state_dict({**model().state_dict(), KEY: fewer})
+    other = sdegen.ScoreModel(network(), sdegen.CosineVPSDE(), "v")
     with pytest.raises(ValueError, match=r"differs in path \(a path there, CosineVPSDE\(s=0.008\) here: alpha is"):
-        other = sdegen.ScoreModel(network(), sdegen.CosineVPSDE(), "v")
         other.load_state_dict({**other.state_dict(), KEY: said(path={"alpha": known["path"]["alpha"]})})

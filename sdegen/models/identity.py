@@ -58,21 +58,19 @@ def portrait(path: GaussianPath, device: torch.device | None = None) -> Portrait
     known: Portrait = {"path": words if plain else type(path).__name__, "score": path.has_score, "source": source}
     if isinstance(path, nn.Module):
         return known
-    return {**known, **_curves(path, device)}
+    return {**known, **_curves(path, torch.device("cpu"), *(() if device is None else (device,)))}
 
 
-def _curves(path: GaussianPath, device: torch.device | None) -> Portrait:
-    """t, alpha and sigma as lists; nothing if the path can be asked neither on the CPU nor on `device`."""
+def _curves(path: GaussianPath, device: torch.device, *others: torch.device) -> Portrait:
+    """t, alpha and sigma as lists, by the first of the devices on which the path answers; nothing if on none."""
     t = times(path)
-    for place in (t.device, t.device if device is None else device):
-        try:
-            with torch.no_grad():
-                asked = t.to(place)
-                found = (t, values(path, "alpha", asked), values(path, "sigma", asked))
-                return {name: curve.tolist() for name, curve in zip(CURVES, found, strict=True)}
-        except (RuntimeError, TypeError):  # devices are mixed, NumPy knows none, or there is no float64
-            continue
-    return {}
+    try:
+        with torch.no_grad():
+            asked = t.to(device)
+            found = (t, values(path, "alpha", asked), values(path, "sigma", asked))
+            return {name: curve.tolist() for name, curve in zip(CURVES, found, strict=True)}
+    except (RuntimeError, TypeError):  # devices are mixed, NumPy knows none, or there is no float64
+        return _curves(path, *others) if others else {}
 
 
 def kind_of_time(path: GaussianPath, time: Callable[[Tensor], object] | None) -> str:

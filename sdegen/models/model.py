@@ -135,7 +135,7 @@ class ScoreModel(Model):
                 warnings.warn(
                     f"This state has no {key!r}, so that nobody can tell whether its weights predict "
                     f"{self.predicts!r} on {self.path!r}: they are loaded as if they did.",
-                    stacklevel=stacklevel_outside(),
+                    stacklevel=stacklevel_outside("torch", "safetensors", "accelerate"),
                 )
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *lists)
 

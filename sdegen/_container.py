@@ -206,7 +206,7 @@ def _storable(name: str, value: Tensor) -> Tensor:
         wrong = f"is of type {type(value).__name__}"
     if wrong is None:
         try:
-            return value.detach().resolve_neg().to("cpu", copy=True, memory_format=torch.contiguous_format)
+            return value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
         except NotImplementedError:  # torch's answer for the meta device
             wrong = "is on the meta device, without numbers"
     raise ValueError(f"The tensor {name!r} {wrong}, and a checkpoint holds plain tensors of {', '.join(DTYPES)}.")

@@ -101,7 +101,7 @@ def load(
         net: a network with the same parameters and buffers, of the same shapes and dtypes, on any device: its weights
             are overwritten. It may be compiled or distributed, whether or not the saved one was.
         path: the path, if it is one of your own; one of sdegen's is only compared.
-        time: the `time=` of the saved model, if that had one other than `path.index`.
+        time: the `time=` of the saved model, if that had one other than `path.index`, with which it is compared.
 
     Returns:
         The model, on `net` itself.

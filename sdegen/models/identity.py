@@ -1,7 +1,7 @@
 """What the weights of a `ScoreModel` were trained to be: its prediction and its path, in words and numbers.
 
 Weights alone do not say what they answer, and those of one prediction fit the network of every other. So `state_dict`
-carries beside them what the model predicts and its path at ten times t, both ends among them,
+carries beside them what the model predicts, the sigma_data of its scalings and its path at ten times t,
 
     t = t_data + f (t_noise - t_data)       f = 0, 1 and the fractional parts of j 0.618..., j = 1 ... 8
 

@@ -44,10 +44,10 @@ class AccuracyWarning(UserWarning):
     """
 
 
-def stacklevel_outside() -> int:
-    """The `stacklevel`, for a warning in the calling function, of the first frame outside this package."""
+def stacklevel_outside(*others: str) -> int:
+    """The `stacklevel`, for a warning in the calling function, of the first frame outside this package and `others`."""
     frame, level = sys._getframe(1), 1
-    while frame.f_back is not None and str(frame.f_globals.get("__name__", "")).split(".")[0] == "sdegen":
+    while frame.f_back and str(frame.f_globals.get("__name__", "")).partition(".")[0] in ("sdegen", *others):
         frame, level = frame.f_back, level + 1
     return level
 

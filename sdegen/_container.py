@@ -200,11 +200,13 @@ def _storable(name: str, value: Tensor) -> Tensor:
     dtype, layout = (str(kind).removeprefix("torch.") for kind in (value.dtype, value.layout))
     wrong = None if layout == "strided" else f"is {layout}"
     wrong = wrong if dtype in DTYPES else f"has dtype {dtype}"
+    if hasattr(value, "full_tensor"):
+        wrong = "is a DTensor, in parts on several devices: gather it first, by full_tensor()"
     if wrong is None and (is_lazy(value) or is_traceable_wrapper_subclass(value)):
         wrong = f"is of type {type(value).__name__}"
     if wrong is None:
         try:
-            return value.detach().resolve_neg().to("cpu", copy=True, memory_format=torch.contiguous_format)
+            return value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
         except NotImplementedError:  # torch's answer for the meta device
             wrong = "is on the meta device, without numbers"
     raise ValueError(f"The tensor {name!r} {wrong}, and a checkpoint holds plain tensors of {', '.join(DTYPES)}.")
@@ -218,7 +220,9 @@ def _about(value: Tensor) -> dict[str, Json]:
 
 def same_bits(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors on the CPU are one and the same, NaN included."""
-    return _about(a) == _about(b)
+    if a.dtype is not b.dtype or a.shape != b.shape:
+        return False
+    return torch.equal(*(x.resolve_neg().reshape(-1).view(torch.uint8) for x in (a, b)))
 
 
 def _signed(manifest: Json) -> str:

@@ -17,16 +17,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from typing import NamedTuple, cast
 
+import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
-from torch.nn.parameter import is_lazy
 from torch.optim.swa_utils import AveragedModel
 
-from sdegen._container import Json, Packed, describing, read, refusal, same_bits, unpacked, write
-from sdegen.models.base import Model
-from sdegen.models.identity import Portrait, identity, path_difference, portrait
+from sdegen._checks import described
+from sdegen._container import Json, Packed, describing, read, refusal, unpacked, write
+from sdegen.models.base import Model, instead_of_model
+from sdegen.models.identity import CLOSE, Portrait, differences, identity, path_difference, portrait, times
 from sdegen.models.model import ScoreModel
 from sdegen.models.standardised import Standardize
+from sdegen.models.weights import Weights, bare_names, fill, innermost
 from sdegen.paths.chain import DDPM
 from sdegen.paths.diffusions import EDM, VESDE, VPSDE, CosineVPSDE, SubVPSDE
 from sdegen.paths.flows import CondOT, Interpolant, Retimed, Trigonometric
@@ -38,8 +39,6 @@ PATHS: dict[str, type[GaussianPath]] = {
 }
 UNITS = ("_units.mean", "_units.std")
 """The names of the numbers of `Standardize` among the weights."""
-Weights = dict[str, object]
-"""The `state_dict` of a `ScoreModel` by the names it has when nothing is wrapped: tensors, and what modules add."""
 
 
 def save(file: str | os.PathLike[str], model: nn.Module, **state: object) -> None:
@@ -72,8 +71,9 @@ def save(file: str | os.PathLike[str], model: nn.Module, **state: object) -> Non
         ...     print(again.path, again.predicts, sdegen.load_state(f"{folder}/model.safetensors"))
         CosineVPSDE(s=0.008) v {'step': 7}
     """
+    _check_file(file)
     model, packed = _score_model(model), Packed()
-    names, weights = _names(model), model.state_dict()
+    names, weights = bare_names(model), model.state_dict()
     about = {"model": identity(model), "path": _packed_path(packed, "path", model.path)}
     trees = {"weights": packed.tree("", {name: weights[own] for name, own in names.items()})}
     try:
@@ -101,7 +101,7 @@ def load(
         net: a network with the same parameters and buffers, of the same shapes and dtypes, on any device: its weights
             are overwritten. It may be compiled or distributed, whether or not the saved one was.
         path: the path, if it is one of your own; one of sdegen's is only compared.
-        time: the `time=` of the saved model, if that had one other than `path.index`.
+        time: the `time=` of the saved model, if that had one other than `path.index`, with which it is compared.
 
     Returns:
         The model, on `net` itself.
@@ -123,15 +123,22 @@ def load(
         >>> all(torch.equal(p, q) for p, q in zip(model.parameters(), again.parameters(), strict=True))
         True
     """
-    if not isinstance(net, nn.Module) or isinstance(net, Model):
-        raise TypeError(f"net must be the network itself, an nn.Module to fill, and it is {type(net).__name__}.")
+    _check_file(file)
+    _check_net(net)
     saved = _saved(file)
-    path = _path(file, saved, path)
+    if isinstance(net, AveragedModel) and "net.n_averaged" not in saved.weights:
+        raise TypeError("net is an AveragedModel, and the file holds the network inside one: pass averaged.module.")
+    path = _path(file, saved, path, next((weight.device for weight in net.parameters()), None))
     time = _time(file, saved.time, path, time)
     model = ScoreModel(net, path, saved.predicts, time=time, learns_variance=saved.learns, standardize=saved.units)
     if saved.units is not None and (known := next(net.parameters(), None)) is not None:
         saved.units.to(known.device)
-    _fill(file, model, saved.weights)
+    here = identity(model)
+    with describing(file):
+        differ = differences(saved.about, here)
+    if differ:
+        raise refusal(file, f"holds the weights of another model, which differs in {'; '.join(differ)}")
+    fill(file, model, saved.weights)
     return model
 
 
@@ -157,15 +164,23 @@ def load_state(file: str | os.PathLike[str]) -> dict[str, object]:
         ...     sdegen.load_state(f"{folder}/model.safetensors")
         {'losses': [2.5, 1.0]}
     """
+    _check_file(file)
     manifest, tensors = read(file)
     with describing(file):
         return dict(cast("dict[str, object]", unpacked(manifest["state"], tensors)))
+
+
+def _check_file(file: object) -> None:
+    """A TypeError unless it is the name of a file."""
+    if not isinstance(file, (str, os.PathLike)):
+        raise TypeError(f"file must be a path, a str or an os.PathLike, and it is {described(file)}.")
 
 
 class _Saved(NamedTuple):
     """What a file says of its model.
 
     Attributes:
+        about: all that `identity` says of it.
         predicts: as in `ScoreModel`.
         learns: its `learns_variance`.
         time: the kind of its `time`, see `identity`.
@@ -175,6 +190,7 @@ class _Saved(NamedTuple):
         weights: its state, by the names that are kept.
     """
 
+    about: Portrait
     predicts: str
     learns: bool
     time: str
@@ -192,7 +208,7 @@ def _saved(file: str | os.PathLike[str]) -> _Saved:
         weights = dict(cast(Weights, unpacked(manifest["weights"], tensors)))
         units = Standardize(*(cast(Tensor, weights[name]) for name in UNITS)) if about["standardize"] else None
         predicts, learns, time = str(about["predicts"]), about["learns_variance"] is True, str(about["time"])
-        return _Saved(predicts, learns, time, cast(Portrait, about["path"]), path, units, weights)
+        return _Saved(about, predicts, learns, time, cast(Portrait, about["path"]), path, units, weights)
 
 
 # Paths
@@ -228,7 +244,9 @@ def _stored_path(about: Json, tensors: Mapping[str, Tensor]) -> GaussianPath | N
     return PATHS[str(known["class"])](**arguments)
 
 
-def _path(file: str | os.PathLike[str], saved: _Saved, path: GaussianPath | None) -> GaussianPath:
+def _path(
+    file: str | os.PathLike[str], saved: _Saved, path: GaussianPath | None, device: torch.device | None
+) -> GaussianPath:
     """The path of the model: the stored one, or the one given, after a ValueError if it is another."""
     if path is None:
         if saved.path is None:
@@ -236,8 +254,8 @@ def _path(file: str | os.PathLike[str], saved: _Saved, path: GaussianPath | None
             raise refusal(file, words)
         return saved.path
     if not isinstance(path, GaussianPath):
-        raise TypeError(f"path must be a GaussianPath such as VPSDE(), and it is {path!r}.")
-    difference = path_difference(saved.portrait, portrait(path))
+        raise TypeError(f"path must be a GaussianPath such as VPSDE(), and it is {described(path)}.")
+    difference = path_difference(saved.portrait, portrait(path, device))
     if difference is not None:
         raise refusal(file, f"was saved with another path than the one given: {difference}")
     return path
@@ -251,94 +269,53 @@ def _time(
         raise refusal(file, "was saved without a time=, and one is given: its network saw the path's own time")
     if kind == "own" and time is None:
         raise refusal(file, "was saved with a time= of your own: give it again, as time=")
-    return cast(DDPM, path).index if kind == "index" and time is None else time
-
-
-# Networks
-
-
-def _inside(module: nn.Module) -> str | None:
-    """The name by which a compiled or distributed module holds the one it is made of."""
-    if "_orig_mod" in module._modules:
-        return "_orig_mod"
-    return "module" if isinstance(module, (DistributedDataParallel, nn.DataParallel)) else None
-
-
-def _score_model(model: nn.Module) -> ScoreModel:
-    """The ScoreModel inside whatever wraps it, or a TypeError."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a ScoreModel, and {model!r} is {type(model).__name__}.")
-    while (name := "module" if isinstance(model, AveragedModel) else _inside(model)) is not None:
-        model = cast(nn.Module, getattr(model, name))
-    if type(model) is not ScoreModel:
-        raise TypeError(f"model must be a ScoreModel, and it is {type(model).__name__}: save the ScoreModel inside it.")
-    if not isinstance(model.net, nn.Module):
-        raise TypeError(
-            f"The network of a saved model must be an nn.Module, whose weights can be seen, and it is {model.net!r}."
+    if kind != "index":
+        return time
+    index = getattr(path, "index", None)
+    if time is None and not callable(index):
+        words = (
+            f"was saved with time=path.index, and {described(path)} has no index: give the path that has, or a time="
         )
-    return model
+        raise refusal(file, words)
+    if callable(time) and callable(index) and _differ(path, index, time):
+        raise refusal(file, "was saved with time=path.index, and the time= given is another: its network saw the index")
+    return cast("Callable[[Tensor], Tensor]", index) if time is None else time
 
 
-def _names(model: ScoreModel) -> dict[str, str]:
-    """The names of a model's state as they are when nothing in it is wrapped, and those that they are now."""
-    modules = [(name, _inside(module)) for name, module in model.named_modules(remove_duplicate=False)]
-    inner = [(f"{name}.{inside}.", f"{name}.") for name, inside in modules if inside is not None]
-    names = {}
-    for own in model.state_dict():
-        name = own
-        for wrapped, bare in reversed(inner):  # the innermost first
-            name = bare + name.removeprefix(wrapped) if name.startswith(wrapped) else name
-        names[name] = own
-    return names
-
-
-def _fill(file: str | os.PathLike[str], model: ScoreModel, weights: Weights) -> None:
-    """Load the weights into a model, after a ValueError if they are another's; what fails later is undone."""
-    names, state = _names(model), model.state_dict()
-    for name in [*names, *weights]:
-        there, here = (_words(w.get(n)) for w, n in ((weights, name), (state, names.get(name, ""))))
-        if there != here and not name.endswith("_extra_state"):
-            raise refusal(file, f"holds the weights of another network: {name!r} is {there} there and {here} here")
-    before = _copies(state)
+def _differ(path: GaussianPath, index: Callable[[Tensor], object], time: Callable[[Tensor], object]) -> bool:
+    """Whether two callables differ at the times at which paths are compared; False if they cannot be asked there."""
     try:
-        state.update({own: weights[name] for name, own in names.items()})
-        model.load_state_dict(state)
-        _check_ties(file, names, model.state_dict(), weights)
-    except Exception:
-        model.load_state_dict(before)
-        raise
+        a, b = (torch.as_tensor(each(times(path))).detach().double() for each in (index, time))
+    except (RuntimeError, TypeError):  # a table of the user's own on another device
+        return False
+    return a.shape != b.shape or not torch.allclose(a, b, rtol=CLOSE, atol=CLOSE)
 
 
-def _copies(state: Weights) -> Weights:
-    """The state as it is now, on the CPU."""
-    try:
-        return {own: v.to("cpu", copy=True) if isinstance(v, Tensor) else v for own, v in state.items()}
-    except NotImplementedError as error:  # torch's answer for the meta device
-        raise ValueError(
-            "net is on the meta device and has no memory: give it some, net.to_empty(device=...)."
-        ) from error
+# Models
 
 
-def _check_ties(file: str | os.PathLike[str], names: dict[str, str], state: Weights, weights: Weights) -> None:
-    """A ValueError if two different tensors were loaded into one: then the network is another, of the same shapes."""
-    first: dict[object, str] = {}
-    for name, own in names.items():
-        here, there = state[own], weights[name]
-        if not isinstance(here, Tensor) or not here.data_ptr() or name.endswith("_extra_state"):
-            continue
-        twin = first.setdefault((here.device, here.data_ptr(), here.shape, here.stride()), name)
-        if twin != name and not same_bits(cast(Tensor, weights[twin]), cast(Tensor, there)):
-            raise refusal(
-                file, f"holds the weights of another network: {twin!r} and {name!r} are one tensor here alone"
-            )
+def _score_model(model: object) -> ScoreModel:
+    """The ScoreModel inside whatever wraps it, or a TypeError."""
+    inner = innermost(model)
+    if not isinstance(inner, ScoreModel):
+        what = f"{type(inner).__name__}: save the ScoreModel inside it" if isinstance(inner, Model) else ""
+        raise TypeError(f"model must be a ScoreModel, and it is {what or instead_of_model(inner)}.")
+    if type(inner) is not ScoreModel:
+        raise TypeError(
+            f"Only ScoreModel itself can be written, since {type(inner).__name__} is code, which no file holds: save "
+            "ScoreModel(model.net, model.path, model.predicts), with its time=, learns_variance= and standardize=."
+        )
+    if not isinstance(inner.net, nn.Module):
+        raise TypeError(
+            "The network of a saved model must be an nn.Module, whose weights can be seen, and it is "
+            f"{described(inner.net)}."
+        )
+    return inner
 
 
-def _words(value: object) -> str:
-    """A tensor by its shape and dtype."""
-    if value is None:
-        return "absent"
-    if not isinstance(value, Tensor):
-        return type(value).__name__
-    if is_lazy(value):
-        return "a tensor without a shape yet"
-    return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
+def _check_net(net: object) -> None:
+    """A TypeError unless it is a network that can be filled."""
+    model = isinstance(innermost(net), Model)
+    if model or not isinstance(net, nn.Module):
+        what = f"{type(net).__name__}, a model: pass its network, model.net" if model else described(net)
+        raise TypeError(f"net must be the network itself, an nn.Module to fill, and it is {what}.")

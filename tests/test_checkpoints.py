@@ -109,7 +109,13 @@ def test_a_time_is_restored_or_asked_for(tmp_path):
     for time in (chain.index, same.index):
         sdegen.save(file, sdegen.ScoreModel(network(), chain, time=time))
         assert sdegen.load(file, network(2)).time(torch.tensor([0.5])).item() == 9
-    assert sdegen.load(file, network(2), time=lambda t: 7 * t).time(1) == 7
+    given = lambda t: 1.0 * chain.index(t)  # noqa: E731
+    assert sdegen.load(file, network(2), time=given).time is given
+    for other in (lambda t: 7 * t, lambda t: chain.index(t)[:, None], lambda t: chain.index(t) + 1e-4):
+        with pytest.raises(
+            ValueError, match=r"saved with time=path.index, and the time= given is another: its network"
+        ):
+            sdegen.load(file, network(2), time=other)
     for time in (lambda t: 20 * t, sdegen.DDPM.linear(30).index):
         sdegen.save(file, sdegen.ScoreModel(network(), chain, time=time))
         with pytest.raises(ValueError, match=r"model.safetensors' was saved with a time= of your own: give it again"):

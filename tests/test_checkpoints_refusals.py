@@ -9,6 +9,7 @@ import pytest
 import torch
 from test_checkpoints import Odd, bits, network
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 import sdegen
 from sdegen.nets import MLP
@@ -70,7 +71,7 @@ def test_another_network_is_refused_by_its_first_tensor(file):
 def test_weights_of_two_layers_do_not_fit_one_that_is_used_twice(tmp_path):
     file = tmp_path / "model.safetensors"
     sdegen.save(file, sdegen.ScoreModel(Tied(), sdegen.VPSDE()))
-    refused(file, Tied(tied=True), "another network: 'net.a.weight' and 'net.b.weight' are one tensor here alone")
+    refused(file, Tied(tied=True), "another network: 'net.a.weight' does not keep what is loaded here, as if it shared")
     sdegen.save(file, sdegen.ScoreModel(Tied(tied=True), sdegen.VPSDE()))
     for tied in (False, True):
         net = sdegen.load(file, Tied(tied)).net
@@ -84,7 +85,7 @@ def test_a_load_that_fails_halfway_is_undone(file):
 def test_only_a_network_is_filled(file):
     for net in (sdegen.ScoreModel(network(), sdegen.VPSDE()), lambda x, t: x, None):
         with pytest.raises(
-            TypeError, match=r"net must be the network itself, an nn.Module to fill, and it is (Sc|fu|No)"
+            TypeError, match=r"net must be the network itself, an nn.Module to fill, and it is (Sc|<fu|No)"
         ):
             sdegen.load(file, net)
 
@@ -96,11 +97,19 @@ def test_only_a_model_whose_weights_are_in_sight_is_saved(file):
     class Mine(sdegen.ScoreModel):
         pass
 
-    for other in (sdegen.Clipped(model, -1, 1), Mine(network(), sdegen.VPSDE()), network()):
-        with pytest.raises(TypeError, match=f"must be a ScoreModel, and it is {type(other).__name__}: save the ScoreM"):
+    own = r"Only ScoreModel itself can be written, since Mine is code, .*: save ScoreModel\(model.net, model.path, mod"
+    bare = r"and it is the network MLP: give ScoreModel\(net, path, predicts\)\."
+    for other, match in (
+        (sdegen.Clipped(model, -1, 1), "must be a ScoreModel, and it is Clipped: save the ScoreModel insid"),
+        (Mine(network(), sdegen.VPSDE()), own),
+        (AveragedModel(Mine(network(), sdegen.VPSDE())), own),
+        (network(), bare),
+        (AveragedModel(network()), bare),
+        (sdegen.ScoreModel, r"and it is the class ScoreModel itself: call it, ScoreModel\(\.\.\.\)\."),
+        (None, r"model must be a ScoreModel, and it is None\."),
+    ):
+        with pytest.raises(TypeError, match=match):
             sdegen.save(file, other)
-    with pytest.raises(TypeError, match="model must be a ScoreModel, and None is NoneType"):
-        sdegen.save(file, None)
     with pytest.raises(TypeError, match=r"must be an nn.Module, whose weights can be seen, and it is <bound method"):
         sdegen.save(file, sdegen.ScoreModel(network().forward, sdegen.VPSDE()))
     assert file.read_bytes() == before

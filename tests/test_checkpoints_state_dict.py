@@ -170,10 +170,12 @@ def test_averaging_goes_on_as_before():
     assert bits(again.module.state_dict()["_extra_state"]) == bits(ours.state_dict()["_extra_state"])
 
 
-def test_what_they_say_is_json_in_bytes():
+def test_what_they_say_is_json_in_numbers():
     state = model().state_dict()
-    said = bytes(state["_extra_state"].tolist()).decode()
+    said = bytes(map(int, state["_extra_state"].tolist())).decode()
     assert next(iter(state)) == "_extra_state"
-    assert said.startswith('{"predicts": "v", "learns_variance": false, "time": "none", "standardize": false, "path"')
+    assert said.startswith(
+        '{"schema": 1, "predicts": "v", "learns_variance": false, "time": "none", "standardize": false, "sigma_data"'
+    )
     with torch.device("meta"):
         assert model().state_dict()["_extra_state"].device.type == "cpu"

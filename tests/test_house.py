@@ -24,7 +24,7 @@ LAYERS = [  # a file imports only from rows above its own
     {"paths.diffusions", "paths.flows"},
     {"paths.chain"},
     {"models.base", "models.conditions", "models.identity"},
-    {"models.products", "models.wrapped"},
+    {"models.products", "models.wrapped", "models.weights"},
     {"models.exact", "models.model", "models.guidance", "models.watched", "models.masked"},
     {"models.observed", "checkpoints"},
     {"_arguments"},

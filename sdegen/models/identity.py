@@ -1,7 +1,7 @@
 """What the weights of a `ScoreModel` were trained to be: its prediction and its path, in words and numbers.
 
 Weights alone do not say what they answer, and those of one prediction fit the network of every other. So `state_dict`
-carries beside them what the model predicts and its path at ten times t, both ends among them,
+carries beside them what the model predicts, the sigma_data of its scalings and its path at ten times t,
 
     t = t_data + f (t_noise - t_data)       f = 0, 1 and the fractional parts of j 0.618..., j = 1 ... 8
 
@@ -20,6 +20,7 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor, nn
 
+from sdegen.models.preconditioned import Preconditioned
 from sdegen.paths.chain import DDPM
 from sdegen.paths.consistency import values
 from sdegen.paths.gaussian import GaussianPath
@@ -30,12 +31,26 @@ CLOSE = 1e-6
 
 Portrait = dict[str, object]
 """What JSON holds."""
+SCHEMA = 1
+"""Of what stands in a state; one with more in it is refused by those that do not know it."""
+LENGTH = 2048
+"""Characters of a state, or a multiple: longer than any of today's, so that one can be copied over another."""
+CURVES = ("t", "alpha", "sigma")
+PATH_KEYS = frozenset({"path", "score", "source", *CURVES})
+KEYS = frozenset({"schema", "predicts", "learns_variance", "time", "standardize", "sigma_data", "path"})
 
 
-def portrait(path: GaussianPath) -> Portrait:
+def times(path: GaussianPath) -> Tensor:
+    """The ten times at which paths are compared, (10,) in float64 on the CPU."""
+    moments = [path.t_data + f * (path.t_noise - path.t_data) for f in FRACTIONS]
+    return torch.tensor(moments, dtype=torch.float64, device="cpu")
+
+
+def portrait(path: GaussianPath, device: torch.device | None = None) -> Portrait:
     """A path in words, for messages, and in numbers, for comparing: t, alpha and sigma, and the class of its source.
 
-    A path that is an nn.Module is compared by its source alone: its numbers are weights, which the state holds too.
+    It is asked on the CPU or, if it cannot answer there, on `device`; without numbers, and for an nn.Module, whose
+    numbers are weights and in the state too, its source alone is compared.
     """
     words = repr(path)
     plain = len(words) <= 200 and "\n" not in words and " at 0x" not in words
@@ -43,12 +58,19 @@ def portrait(path: GaussianPath) -> Portrait:
     known: Portrait = {"path": words if plain else type(path).__name__, "score": path.has_score, "source": source}
     if isinstance(path, nn.Module):
         return known
-    with torch.no_grad():
-        t = torch.tensor(
-            [path.t_data + f * (path.t_noise - path.t_data) for f in FRACTIONS], dtype=torch.float64, device="cpu"
-        )
-        curves = {"t": t, "alpha": values(path, "alpha", t), "sigma": values(path, "sigma", t)}
-    return {**known, **{name: curve.tolist() for name, curve in curves.items()}}
+    return {**known, **_curves(path, torch.device("cpu"), *(() if device is None else (device,)))}
+
+
+def _curves(path: GaussianPath, device: torch.device, *others: torch.device) -> Portrait:
+    """t, alpha and sigma as lists, by the first of the devices on which the path answers; nothing if on none."""
+    t = times(path)
+    try:
+        with torch.no_grad():
+            asked = t.to(device)
+            found = (t, values(path, "alpha", asked), values(path, "sigma", asked))
+            return {name: curve.tolist() for name, curve in zip(CURVES, found, strict=True)}
+    except (RuntimeError, TypeError):  # devices are mixed, NumPy knows none, or there is no float64
+        return _curves(path, *others) if others else {}
 
 
 def kind_of_time(path: GaussianPath, time: Callable[[Tensor], object] | None) -> str:
@@ -65,6 +87,7 @@ def kind_of_time(path: GaussianPath, time: Callable[[Tensor], object] | None) ->
 class Trained(Protocol):
     """What decides what weights answer: a `ScoreModel`."""
 
+    net: Callable[..., Tensor]
     predicts: str
     learns_variance: bool
     path: GaussianPath
@@ -77,30 +100,37 @@ class Trained(Protocol):
 
 def identity(model: Trained) -> Portrait:
     """All that decides what the weights of a model answer, in words and numbers."""
+    net = model.net if isinstance(model.net, nn.Module) else nn.Module()
+    scales = [repr(module.sigma_data) for module in net.modules() if isinstance(module, Preconditioned)]
     return {
         "predicts": model.predicts,
         "learns_variance": model.learns_variance,
         "time": kind_of_time(model.path, model.time),
         "standardize": model.standardize is not None,
-        "path": portrait(model.path),
+        "sigma_data": ", ".join(scales) or "none",
+        "path": portrait(model.path, next((weight.device for weight in net.parameters()), None)),
     }
 
 
 def differences(there: Portrait, here: Portrait) -> list[str]:
-    """What differs between two identities, in words; one `time=` is as good as another, which nobody can compare."""
-    both = [{**known, "time": known["time"] if known["time"] == "none" else "a callable"} for known in (there, here)]
-    pairs = {name: [known[name] for known in both] for name in there if name != "path"}
+    """What differs between two identities, in words, of what both of them know.
+
+    One `time=` is as good as another, which nobody can compare.
+    """
+    pairs = {name: [there[name], here[name]] for name in here if name in there and name != "path"}
+    if "time" in pairs:
+        pairs["time"] = ["none" if kind == "none" else "a callable" for kind in pairs["time"]]
     found = [f"{name} ({a} there, {b} here)" for name, (a, b) in pairs.items() if a != b]
-    path = path_difference(*(cast(Portrait, known["path"]) for known in (there, here)))
+    path = path_difference(*(cast(Portrait, known.get("path", {})) for known in (there, here)))
     return found if path is None else [*found, f"path ({path})"]
 
 
 def path_difference(there: Portrait, here: Portrait) -> str | None:
     """How two portraits of paths differ, in words; None if they do not."""
-    names = f"{there['path']} there, {here['path']} here"
-    if (there["score"], there["source"]) != (here["score"], here["source"]):
+    names = f"{there.get('path', 'a path')} there, {here.get('path', 'a path')} here"
+    if any(there[name] != here[name] for name in ("score", "source") if name in there and name in here):
         return f"{names}: their sources"
-    for name in ("t", "alpha", "sigma"):
+    for name in CURVES:
         curves = (cast("list[float]", known.get(name, [])) for known in (there, here))
         for f, a, b in zip(FRACTIONS, *curves, strict=False):  # nothing to compare where either has none
             if not math.isclose(a, b, rel_tol=CLOSE, abs_tol=CLOSE):
@@ -109,10 +139,28 @@ def path_difference(there: Portrait, here: Portrait) -> str | None:
 
 
 def as_tensor(known: Portrait) -> Tensor:
-    """JSON in bytes, (n,) in uint8 on the CPU, for the state of a module."""
-    return torch.tensor(list(json.dumps(known).encode()), dtype=torch.uint8, device="cpu")
+    """JSON in bytes for the state of a module: whole numbers in float32, (2048,) or a multiple, on the CPU.
+
+    They are numbers like weights, so that averages of states and a change of dtype leave them what they are.
+    """
+    text = json.dumps({"schema": SCHEMA, **known}).encode()
+    return torch.tensor(list(text + b" " * (-len(text) % LENGTH)), dtype=torch.float32, device="cpu")
 
 
-def from_tensor(state: Tensor) -> Portrait:
-    """The inverse of `as_tensor`, wherever the bytes were moved and whatever dtype they were cast to meanwhile."""
-    return cast(Portrait, json.loads(bytes(int(byte) for byte in state.tolist())))
+def from_tensor(state: object) -> Portrait:
+    """The inverse of `as_tensor`, whatever dtype the numbers have by now; a ValueError for anything else."""
+    try:
+        known = json.loads(bytes(round(byte) for byte in cast(Tensor, state).tolist()))
+        path, schema = known.get("path", {}), int(known.get("schema", SCHEMA))
+        unknown = sorted({*known.keys() - KEYS, *path.keys() - PATH_KEYS})
+        if not known["predicts"] or not all(math.isfinite(n) for name in CURVES for n in path.get(name, [])):
+            raise ValueError(f"not of a model: {known}")
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
+        raise ValueError(
+            "The '_extra_state' of a ScoreModel is not what state_dict() wrote, the model's settings in characters: "
+            "leave it as it is, or delete it to load the weights unseen."
+        ) from error
+    if schema > SCHEMA or unknown:
+        words = f"in schema {schema}" if schema > SCHEMA else f"with {', '.join(map(repr, unknown))}"
+        raise ValueError(f"This state was written by a later sdegen, {words}, which this one does not know: update it.")
+    return cast(Portrait, known)

@@ -113,12 +113,13 @@ class ScoreModel(Model):
         return f"{name}, {self.path!r}, predicts={self.predicts!r}{more}"
 
     def get_extra_state(self) -> Tensor:
-        """What the weights answer, for `state_dict`: the prediction and the path, as JSON in bytes, uint8 (n,)."""
+        """What the weights answer, for `state_dict`: the prediction and the path, as JSON in numbers."""
         return as_tensor(identity(self))
 
-    def set_extra_state(self, state: Tensor) -> None:
+    def set_extra_state(self, state: object) -> None:
         """A ValueError, before any weight is loaded, if the state is that of a model which answers otherwise."""
-        differ = [] if state.is_meta else differences(from_tensor(state), identity(self))
+        meta = isinstance(state, Tensor) and state.is_meta
+        differ = [] if meta else differences(from_tensor(state), identity(self))
         if differ:
             raise ValueError(
                 f"These are the weights of another model, which differs in {'; '.join(differ)}. Give ScoreModel the "
@@ -136,7 +137,7 @@ class ScoreModel(Model):
                 warnings.warn(
                     f"This state has no {key!r}, so that nobody can tell whether its weights predict "
                     f"{self.predicts!r} on {self.path!r}: they are loaded as if they did.",
-                    stacklevel=stacklevel_outside(),
+                    stacklevel=stacklevel_outside("torch", "safetensors", "accelerate"),
                 )
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *lists)
 

@@ -247,7 +247,7 @@ class _Loaded(Batches):
                     return x, cond
                 if self.loader.batch_size is None or len(x) > self.size or next(self._batches, None) is not None:
                     raise ValueError(
-                        f"Every batch of {self.name} but the last must have the same number of samples, and beside "
+                        f"Every batch of {self.name} must have the same number of samples, and after "
                         f"{self.size} there came {len(x)}."
                     )
             self.draws.seed_torch(Draws.ROWS, self._epoch)

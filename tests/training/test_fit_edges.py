@@ -224,7 +224,7 @@ class Short(Dataset):
                 )
             },
             ValueError,
-            "Every batch of data but the last must have the same number of samples, and beside 10 there came 9",
+            "Every batch of data must have the same number of samples, and after 10 there came 9",
         ),
     ],
 )

@@ -90,8 +90,9 @@ def fit(
         model: the `ScoreModel` to train, on the device where it is; each of several processes moves it to its own. It
             ends with the last weights, in training mode.
         data: (N, *event), a tensor or a NumPy array, whose samples come in a new order in every epoch; or a `Dataset`
-            or `DataLoader` that yields x or (x, cond). A loader's own order and batch size count. Batches get the
-            dtype of the network.
+            or `DataLoader` that yields x or (x, cond). A loader's own order and batch size count. What items draw from
+            torch's generator depends on the seed and their place; what they draw elsewhere, from NumPy say, is their
+            own affair. Batches get the dtype of the network; with units, after these are taken off.
         steps: of the optimiser, those before a checkpoint included.
         batch_size: samples in one step, over all processes together.
         optimizer: an optimiser on the model's parameters, or (optimiser, scheduler), the scheduler moved after every

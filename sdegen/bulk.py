@@ -150,7 +150,10 @@ def sample_many(
     `shard`, share one directory and never wait for each other; a call after all of them have ended finds the whole and
     asks no network. The same bits need the same kind of machine, device, number of threads and torch, and the same
     batch_size. Where the samples of a batch depend on each other, by the shared steps of an adaptive ODESolver or the
-    variance of Ancestral(variance="optimal"), so do those of a chunk.
+    variance of Ancestral(variance="optimal"), so do those of a chunk. What a directory belongs to is told by all that the
+    arguments hold: weights, buffers, settings, functions, a model's private attributes; but not by the private attributes
+    of networks that are neither floats nor strings, where networks count and keep what they computed, nor by code of
+    classes: change these in a new directory.
 
     Args:
         model: as in `sample`.

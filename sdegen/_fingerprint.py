@@ -3,9 +3,9 @@
 A fingerprint is the SHA-256 of what a value is made of, numbers by their bits: the class of an object and all that it
 holds; the weights of a network, its modules and their settings; the code of a function, what it closes over and
 the networks and numbers that it names. Left out are where and how a value lives (addresses, devices, gradients,
-training mode), what a `cached_property` remembers, the code of classes, and of a network's private attributes those that
-are neither floats nor strings: many keep there what they have computed or counted. Of a model, which is what wraps a
-network and tells a solver its path, every private attribute counts.
+training mode), what a `cached_property` remembers, the code of classes, and of a network's private attributes those
+that are neither floats nor strings: many keep there what they have computed or counted. Of a model, which is what wraps
+a network and tells a solver its path, every private attribute counts.
 """
 
 from __future__ import annotations

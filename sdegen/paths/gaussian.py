@@ -337,9 +337,10 @@ class GaussianPath(ABC):
     def _source_sample(self, shape: tuple[int, ...], generator: Generators) -> Tensor:
         """What the source answers: with one generator per sample, to one of them after another."""
         source, name = cast("Source", self.source), "the source's sample"
-        if not isinstance(generator, (list, tuple)) or not generator:
-            one = None if isinstance(generator, (list, tuple)) else generator
-            return _checks.batch(name, source.sample(shape, one), finite=False)
+        if generator is None or isinstance(generator, torch.Generator):
+            return _checks.batch(name, source.sample(shape, generator), finite=False)
+        if not generator:
+            return _checks.batch(name, source.sample(shape, None), finite=False)
         return torch.cat([_checks.batch(name, source.sample((1, *shape[1:]), g), finite=False) for g in generator])
 
     def transition(self, s: float | Tensor, t: float | Tensor) -> tuple[Tensor, Tensor]:

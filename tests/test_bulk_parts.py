@@ -178,9 +178,7 @@ def test_noise_that_is_not_finite_is_refused_first(verb, bad):
 def test_shared_inside_a_dict_is_refused_by_its_name():
     model, x, _ = problem()
     cond = {"d": {"a": torch.zeros(B), "w": sdegen.Shared(torch.zeros(4))}}
-    words = (
-        r"cond\['d'\] holds a Shared, and the batch is cut into rows: Shared must stand around the whole of cond\['d'\]"
-    )
+    words = r"cond\['d'\] is a dict, .* Shared stands around the whole of cond\['d'\], not around an entry within it"
     for verb in (sdegen.encode, sdegen.log_prob):
         with pytest.raises(TypeError, match=words):
             verb(model, x, ADAMS, cond=cond, batch_size=SIZE)

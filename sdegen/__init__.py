@@ -104,7 +104,7 @@ _LEAVES = ("datasets", "interop", "nets", "plot")
 
 def __dir__() -> list[str]:
     """What is exported, and the leaves, imported or not."""
-    return sorted({*globals(), *_LEAVES})
+    return sorted({*__all__, *_LEAVES, *(name for name in globals() if name.startswith("__"))})
 
 
 __all__ = ["__version__"]

@@ -247,7 +247,8 @@ def _received(name: str, value: object, rows: slice | Tensor | None, size: int, 
     if hasattr(value, "__len__") and not isinstance(value, str) and not whole:
         raise TypeError(
             f"cond[{name!r}] is a {type(value).__name__}, and the batch is cut into rows: give a tensor with one row "
-            "per sample, a dict of such tensors, or Shared(value) if it belongs to all of them."
+            "per sample, a dict of such tensors, or Shared(value) if it belongs to all of them; Shared stands around "
+            f"the whole of cond[{name!r}], not around an entry within it."
         )
     return value
 

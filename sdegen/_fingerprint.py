@@ -3,8 +3,9 @@
 A fingerprint is the SHA-256 of what a value is made of, numbers by their bits: the class of an object and all that it
 holds; the weights of a network, its modules and their settings; the code of a function, what it closes over and
 the networks and numbers that it names. Left out are where and how a value lives (addresses, devices, gradients,
-training mode), what a `cached_property` remembers, the code of classes, and the private attributes of a network but for
-floats and strings: many keep there what they have computed or counted.
+training mode), what a `cached_property` remembers, the code of classes, and of a network's private attributes those
+that are neither floats nor strings: many keep there what they have computed or counted. Of a model, which is what wraps
+a network and tells a solver its path, every private attribute counts.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 PLAIN = (type(None), bool, int, float, complex, str, bytes, range, slice, torch.dtype, torch.device, torch.Size)
 HOOKS = ("_forward_pre_hooks", "_forward_hooks")
+TORCHS_OWN = {*vars(nn.Module()), *dir(nn.Module)}
 ALIVE = {"_io", "_thread", "_weakref", "asyncio", "io", "logging", "multiprocessing", "threading", "weakref"}
 """Modules whose objects belong to a process: of them only the class counts."""
 
@@ -101,8 +103,19 @@ def _held_by_module(module: nn.Module) -> dict[str, object]:
     inside = {f"{kind}.{n}": v for kind in ("_parameters", "_buffers", "_modules") for n, v in held[kind].items()}
     hooks = {name: list(held[name].values()) for name in HOOKS if held[name]}
     hidden = _remembered(type(module)) | {"training"}
-    own = {n: v for n, v in held.items() if n not in hidden and (not n.startswith("_") or isinstance(v, (float, str)))}
+    private = object if _is_model(module) else (float, str)
+    own = {n: v for n, v in held.items() if n not in hidden and (not n.startswith("_") or _counts(n, v, private))}
     return {**inside, **hooks, **own}
+
+
+def _is_model(module: nn.Module) -> bool:
+    """Whether a module is a `Model`, which this file is too low to import."""
+    return hasattr(module, "path") and all(callable(getattr(type(module), n, None)) for n in ("query", "estimate"))
+
+
+def _counts(name: str, value: object, kinds: type | tuple[type, ...]) -> bool:
+    """Whether a private attribute is one of `kinds`, and neither unset nor torch's own."""
+    return value is not None and isinstance(value, kinds) and name not in TORCHS_OWN
 
 
 def _held_by_object(value: object) -> dict[str, object]:

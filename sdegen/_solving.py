@@ -16,6 +16,9 @@ from sdegen.solvers.base import Solver
 Noise = Tensor | Callable[[int], Tensor] | None
 """Standard normals for a stochastic solver, or a callable from the step k to its own."""
 
+DRAWN = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+"""The precisions in which torch draws."""
+
 
 def check_gradients(model: Model, solver: Solver, differentiable: bool, checkpoint_every: int | None) -> None:
     """A solve keeps its graph where it was told to, its solver can and gradients are on."""
@@ -85,12 +88,22 @@ def dtype_and_device(
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise TypeError(f"dtype must be a floating torch dtype, and it is {dtype!r}.")
     first = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
-    return dtype or first.dtype, first.device if device is None else torch_device(device)
+    dtype = dtype or first.dtype
+    if dtype not in DRAWN:
+        raise ValueError(f"dtype must be that of numbers which can be drawn, one of {DRAWN}, and it is {dtype}.")
+    return dtype, torch_device(first.device if device is None else device)
 
 
 def torch_device(device: torch.device | str) -> torch.device:
-    """The device of this name."""
+    """The device of this name, which is there and can draw."""
     try:
-        return torch.device(device)
+        found = torch.device(device)
     except RuntimeError as error:
         raise ValueError(f"device must name a torch device such as 'cpu' or 'cuda', and it is {device!r}.") from error
+    try:
+        torch.Generator(device=found)
+    except RuntimeError as error:
+        raise ValueError(
+            f"device must be one that this torch can draw random numbers on, and it is {str(found)!r}."
+        ) from error
+    return found

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from operator import index
 from typing import SupportsIndex
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -54,8 +55,10 @@ class Samples:
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __getitem__(self, which: SupportsIndex | slice | Sequence[int]) -> Tensor:
+    def __getitem__(self, which: SupportsIndex | slice | Sequence[int] | Tensor | np.ndarray) -> Tensor:
         """Sample i, (*event), or several, (k, *event), as a tensor of its own."""
+        if isinstance(which, (Tensor, np.ndarray)):
+            which = which.tolist()
         if isinstance(which, slice):
             which = range(len(self))[which]
         if isinstance(which, (range, list, tuple)):
@@ -152,6 +155,10 @@ def sample_many(
     batch_size. Where the samples of a batch depend on each other, by the shared steps of an adaptive ODESolver or the
     variance of Ancestral(variance="optimal"), so do those of a chunk.
 
+    A directory belongs to one computation, known by all that the arguments hold: weights, buffers, settings, functions,
+    a model's private attributes. Only the code of classes, and the private attributes of networks that are neither
+    floats nor strings, where networks keep what they computed, do not count: give a new directory when these change.
+
     Args:
         model: as in `sample`.
         shape: (n, *event), n the samples of all processes together.
@@ -190,10 +197,12 @@ def sample_many(
     check_solver(solver)
     shape, shard = _checks.batch_shape(shape), checked_shard(shard)
     dtype, device = dtype_and_device(model, dtype, device)
-    interval(model, "data", u, solver.span)
+    ends = interval(model, "data", u, solver.span)
+    u = None if u is None else ends
     refuse_collective(model, shard)
-    n, cond, seed = shape[0], _checks.conditions(cond), _checks.whole("seed", seed, least=0)
-    chunks = Chunks(n, _checks.whole("batch_size", batch_size))
+    n, cond, seed = shape[0], dict(_checks.conditions(cond)), _checks.whole("seed", seed, least=0)
+    batch_size = _checks.whole("batch_size", batch_size)
+    chunks = Chunks(n, batch_size)
     settings = {"model": model, "solver": solver, "shape": shape, "dtype": dtype, "device": device.type, "u": u}
     settings |= {"cond": cond, "seed": seed, "batch_size": batch_size}
     journal = Journal(directory, {"verb": "sample_many", "sdegen": __version__, **settings})

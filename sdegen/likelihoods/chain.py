@@ -28,6 +28,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import NamedTuple
 
 import torch
@@ -41,8 +42,11 @@ from sdegen.likelihoods.decoders import Decoder, nats
 from sdegen.models.base import Cond, Model, Plan
 from sdegen.solvers import Ancestral
 from sdegen.solvers.ancestral import Chain, check_learned
-from sdegen.solvers.base import bar
+from sdegen.solvers.base import bar, under_bar
 from sdegen.solvers.grids import Grid
+
+Rows = slice | Tensor
+"""Of a batch: which of them, in a part."""
 
 
 @dataclass(frozen=True)
@@ -287,7 +291,7 @@ def optimal_variance(
         noise: the eps of every k, as in `vlb`.
         generator: for the draws, as in `vlb`.
         batch_size: as in `vlb`.
-        progress: whether to show a bar (needs tqdm).
+        progress: whether to show a bar, of the network calls, or of the parts where there are several (needs tqdm).
 
     Returns:
         The variances of x_{k-1}, (K,), in the order of the betas, float64 on the CPU.
@@ -313,18 +317,20 @@ def optimal_variance(
         raise ValueError(f"Variances cannot be estimated on an empty batch, shape {tuple(x.shape)}.")
     laid = ChainOnData.lay(model, data, Ancestral(steps, grid=grid), u)
     with evaluating(model):
-        var = best_variance(laid, batch_parts(x, batch_size), progress)
+        var = best_variance(laid, under_bar(list(batch_parts(x, batch_size)), progress))
     return (var * laid.chain.scale[: laid.own] ** 2).flip(0)
 
 
-def best_variance(laid: ChainOnData, parts: Iterable[slice], progress: bool) -> Tensor:
+def best_variance(laid: ChainOnData, parts: Iterable[tuple[Rows, bool]]) -> Tensor:
     """The variances of y_{k-1} that make the bound on these parts least, (own,) from the noise on, float64 on the CPU.
+
+    With its rows comes whether a part shows a bar.
 
     A decoder's step of its own keeps its variance, and is not asked about.
     """
     K, own = len(laid), laid.own
     squares = torch.zeros(own, dtype=laid.data.y.dtype, device=laid.data.y.device)
-    for rows in parts:
+    for rows, progress in parts:
         answers = laid.part(rows).answers(range(K - own + 1, K + 1), progress)
         squares = squares + torch.stack([answer.error.square().sum() for answer in answers])
     errors = squares.to("cpu", torch.float64) / laid.data.y.numel()
@@ -334,11 +340,17 @@ def best_variance(laid: ChainOnData, parts: Iterable[slice], progress: bool) -> 
     return chain.bridge[:own] + (chain.add[:own] * chain.u[:own]) ** 2 * errors.flip(0)
 
 
-def fitted(laid: ChainOnData, variance: str | Tensor, parts: Sequence[slice], progress: bool) -> ChainOnData:
-    """The chain, its variances estimated on its own data where `variance` is "optimal"; no data leave it as it is."""
-    if isinstance(variance, str) and variance == "optimal" and len(parts):
-        return laid.with_variance(best_variance(laid, parts, progress))
-    return laid
+def fitted(
+    laid: ChainOnData, variance: str | Tensor, parts: Sequence[slice], scored: Sequence[Rows], progress: bool
+) -> tuple[ChainOnData, Iterator[tuple[Rows, bool]]]:
+    """The chain, its variances estimated on its own data where `variance` is "optimal", and what is to be scored on it.
+
+    All of it is one computation, the estimate on `parts` and the score of `scored`, under one bar: with every part that
+    is to be scored comes whether it shows a bar of its own. No data leave the chain as it is.
+    """
+    first = [*parts] if isinstance(variance, str) and variance == "optimal" else []
+    turns = under_bar([*first, *scored], progress)
+    return laid.with_variance(best_variance(laid, islice(turns, len(first)))) if first else laid, turns
 
 
 # What every bound does with its arguments

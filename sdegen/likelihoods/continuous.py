@@ -31,7 +31,7 @@ from sdegen.likelihoods.decoders import Decoder, Discretized, decoder_of, nats
 from sdegen.likelihoods.variational import VLB, Terms, check_draws, error_of_sum, joined, stratified
 from sdegen.models.base import Cond, Model
 from sdegen.paths.gaussian import GaussianPath, clock_at_log1p_snr, log1p_snr
-from sdegen.solvers.base import bar
+from sdegen.solvers.base import bar, under_bar
 
 
 def continuous_vlb(
@@ -74,7 +74,7 @@ def continuous_vlb(
             default; at u[1] the prior is N(0, sigma^2).
         draws: the number of clocks per sample, even.
         batch_size: as in `vlb`.
-        progress: whether to show a bar (needs tqdm).
+        progress: whether to show a bar, of the network calls, or of the parts where there are several (needs tqdm).
 
     Returns:
         The terms; `transitions`, (B, draws), sum up to the estimate of the integral.
@@ -100,8 +100,8 @@ def continuous_vlb(
     low, high = interval(model, "noise", u)
     latents = _first_latent(model.path, u_min, low, high), high
     with evaluating(model):
-        parts = (data.part(rows) for rows in batch_parts(x, batch_size))
-        terms = [_terms(model, part, latents, scored_by, draws, progress) for part in parts]
+        parts = under_bar(list(batch_parts(x, batch_size)), progress)
+        terms = [_terms(model, data.part(rows), latents, scored_by, draws, own_bar) for rows, own_bar in parts]
     return joined(terms, x, model, latents)
 
 

@@ -46,7 +46,7 @@ from sdegen.models.masked import MASK, Masked, checked_mask, count, log_normal_a
 from sdegen.paths.priors import Normal
 from sdegen.sampling import checked_result, ode_solver
 from sdegen.solvers import AdamsUntil, Exact, Hutchinson, ODESolver
-from sdegen.solvers.base import Problem, Result, Solver
+from sdegen.solvers.base import Problem, Result, Solver, under_bar
 from sdegen.solvers.divergence import Probes, Trace, standard_error
 from sdegen.solvers.grids import steps_on
 from sdegen.solvers.scheme import Scheme
@@ -170,7 +170,8 @@ def log_likelihood(
         second_solve: whether a solver without an error estimate of its own solves once more, at ten times the tolerance
             or with half the steps, for the difference.
         batch_size: rows of x in one network call; all of them by default. On the draws of probes it acts as in `vlb`.
-        progress: whether to show a bar (needs tqdm).
+        progress: whether to show a bar, of the steps of every round of the solver, or of the parts where there are
+            several (needs tqdm).
         mask: True where a value is there and False where it pads, bools that broadcast against x: the log-density is
             that of the values that are there, as a law on so many dimensions, and the network sees 0 in the padding.
             What it needs to know of the mask it receives by `cond`. The latent's padding is 0.
@@ -210,7 +211,7 @@ def log_likelihood(
     end = _End(_checked_prior(prior, model, ends[1]), prior is not None, data)
     parts = []
     with solving(model, differentiable), nullcontext() if trace == Hutchinson(1) else uncompiled():
-        for rows in batch_parts(x, batch_size) if len(x) else ():
+        for rows, own_bar in under_bar(list(batch_parts(x, batch_size)), progress):
             conditions = _checks.conditions_of_rows(cond, rows, len(x))
             y = without_padding(straight(model, x[rows], ends[0], differentiable), conditions)
             probes = trace.draw(y, generator_of_rows(generator, rows), fresh)
@@ -221,7 +222,7 @@ def log_likelihood(
                 y,
                 *ends,
                 _checks.network_arguments(conditions),
-                progress=progress,
+                progress=own_bar,
                 probes=probes,
                 chunk=at_once if trace.chunk is None or at_once == 1 else trace.chunk,
                 differentiable=differentiable,
@@ -230,7 +231,8 @@ def log_likelihood(
             )
             part = end.score(_dense(solver.run(problem), solver), problem)
             if coarser is not None:
-                part = _with_second(part, end.score(_dense(coarser.run(problem), coarser), problem))
+                second = coarser.run(replace(problem, progress=False))
+                part = _with_second(part, end.score(_dense(second, coarser), problem))
             parts.append(part)
         return _joined(parts) if parts else _of_none(straight(model, x, ends[0]))
 

@@ -99,7 +99,7 @@ def entropy_form(
         grid: as in `vlb`.
         u: as in `vlb`; x and `data` are clean.
         batch_size: as in `vlb`.
-        progress: whether to show a bar (needs tqdm).
+        progress: whether to show a bar, of the network calls, or of the parts where there are several (needs tqdm).
 
     Returns:
         The parts, with `.total` in nats.
@@ -128,8 +128,8 @@ def entropy_form(
     ours = ChainOnData.lay(model, draws, solver, u)
     true = ChainOnData.lay(data.model(model.path), replace(draws, cond={}), solver, u)
     with evaluating(model):
-        ours = fitted(ours, variance, parts, progress)
-        apart = [_apart(ours.part(rows), true.part(rows), progress) for rows in parts]
+        ours, turns = fitted(ours, variance, parts, parts, progress)
+        apart = [_apart(ours.part(rows), true.part(rows), own_bar) for rows, own_bar in turns]
     numbers = ours.numbers
     errors = 0.5 * (numbers["add"] * numbers["u"]) ** 2 / numbers["var"] * torch.cat(apart)
     if not bool(torch.isfinite(errors).all()):

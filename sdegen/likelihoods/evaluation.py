@@ -162,7 +162,8 @@ def evaluate(
     bits of an uninterrupted run. A chunk's file that is damaged or was brought from elsewhere counts as missing.
     Several processes, each with its own `shard`, share one directory and never wait for each other; a call after all of
     them have ended gets the whole and asks no network. The same bits need the same kind of machine, device, number of
-    threads and torch.
+    threads and torch. A directory belongs to one computation, known as in `sample_many`: the private attributes of
+    networks that are neither floats nor strings do not count.
 
     Args:
         model: a `ScoreModel`, or the `.model(path)` of an exact target.

@@ -200,7 +200,7 @@ def vlb(
             their terms may be.
         batch_size: rows of x in one network call; all of them by default. One generator per sample gives a sample the
             same draws in every part; a single one, or none, serves one part after another, with other draws.
-        progress: whether to show a bar (needs tqdm).
+        progress: whether to show a bar, of the network calls, or of the parts where there are several (needs tqdm).
 
     Returns:
         The terms, with `.total` in nats and `.bits_per_dim`.
@@ -227,8 +227,8 @@ def vlb(
     laid = ChainOnData.lay(model, data, Ancestral(steps, variance=variance, grid=grid), u)
     parts = list(batch_parts(x, batch_size))
     with evaluating(model):
-        laid = fitted(laid, variance, parts, progress)
-        terms = [_terms(laid.part(rows), scored_by, draws, progress) for rows in parts]
+        laid, turns = fitted(laid, variance, parts, parts, progress)
+        terms = [_terms(laid.part(rows), scored_by, draws, own_bar) for rows, own_bar in turns]
     return joined(terms, x, model, laid.latents)
 
 
@@ -270,7 +270,7 @@ def iwae(
         u: as in `vlb`.
         batch_size: rows in one network call, B by default; with more, several paths of a sample are followed at once.
             On the draws it acts as in `vlb`.
-        progress: whether to show a bar (needs tqdm).
+        progress: whether to show a bar, of the network calls, or of the parts where there are several (needs tqdm).
 
     Returns:
         The log-weights, with `.log_prob`, its `.standard_error` and `.effective_samples`.
@@ -297,9 +297,9 @@ def iwae(
     parts = list(batch_parts(x, batch_size))
     one_each = isinstance(generator, (list, tuple))  # from each of them one draw at a time
     with evaluating(model):
-        laid = fitted(laid, variance, parts, progress)
-        rows = _rows_of_paths(len(x), samples, batch_size, one_each)
-        of_paths = [_log_weight(laid.part(part), scored_by, progress) for part in rows]
+        rows = list(_rows_of_paths(len(x), samples, batch_size, one_each))
+        laid, turns = fitted(laid, variance, parts, rows, progress)
+        of_paths = [_log_weight(laid.part(part), scored_by, own_bar) for part, own_bar in turns]
     log_weights = torch.cat([data.y.new_empty(0), *of_paths]).reshape(samples, len(x)).T
     _refuse_non_finite(log_weights.sum(1))
     return IWAE(log_weights.to(torch.promote_types(x.dtype, torch.float32)), event_size(x.shape))

@@ -31,7 +31,7 @@ from sdegen._solving import prior_draws
 from sdegen.likelihoods.density import log_prob
 from sdegen.models.base import Cond, Model
 from sdegen.sampling import ode_solver, solve
-from sdegen.solvers.base import Solver
+from sdegen.solvers.base import Solver, under_bar
 
 
 class Estimate(NamedTuple):
@@ -152,7 +152,8 @@ def importance(
         generator: for the draws, a torch.Generator or one per sample.
         cond: keyword arguments for the network, as in `sample`; a tensor with n rows has one per sample.
         batch_size: draws in one network call and in one call of `log_target`; all of them by default.
-        progress: whether to show a bar for every solve towards the data (needs tqdm).
+        progress: whether to show a bar, of the solve towards the data, or of the parts where there are several (needs
+            tqdm).
 
     Returns:
         The draws and their log-weights, with `.effective_size`, `.log_normaliser` and `.mean(f)`.
@@ -183,8 +184,8 @@ def importance(
     _checks.generators(generator, n, like.device)
     z = prior_draws(model, like.detach().new_empty(sizes), model.path.ends[1], generator)
     samples, log_weights = [], []
-    for rows, received in zip(parts, conditions, strict=True):
-        x = solve(model, z[rows], towards_data, cond=received, progress=progress).x
+    for (rows, received), own_bar in under_bar(list(zip(parts, conditions, strict=True)), progress):
+        x = solve(model, z[rows], towards_data, cond=received, progress=own_bar).x
         target = _checked_target(log_target(x.clone()), len(x))
         samples.append(x)
         log_weights.append(target - log_prob(model, x, solver, trace="exact", cond=received).double())

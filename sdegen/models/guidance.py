@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -95,7 +96,11 @@ class ClassifierFree(Wrapped):
         super().__init__(model)
         self.scale, self.without = _checked_scale(scale), conditions.checked(without)
         self.rescale = _checks.real("rescale", rescale, 0, 1)
-        self._there: dict[torch.device, dict[str, object]] = {}
+
+    @cached_property
+    def _there(self) -> dict[torch.device, dict[str, object]]:
+        """What stands for no condition, by the device it was moved to; no part of what the model is."""
+        return {}
 
     def change(self, D: Slope, y: Tensor, u: Tensor, r: Tensor, t: Tensor, cond: Mapping[str, object]) -> Tensor:
         """D_0 + scale (D_c - D_0)."""

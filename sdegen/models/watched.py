@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -34,7 +35,11 @@ class Watched(_Forwarding):
     def __init__(self, model: Model):
         super().__init__(model)
         self.predicts, self.exact = model.predicts, model.exact
-        self._x_hat: Tensor | None = None
+
+    @cached_property
+    def _x_hat(self) -> Tensor | None:
+        """The last one told; no part of what the model is."""
+        return None
 
     def x_hat(self, y: Tensor) -> Tensor:
         """E[x | y] by the last answer that told it, a copy without a graph; before the first NaN, shaped like y."""

@@ -19,7 +19,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import cached_property
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -329,10 +329,19 @@ class GaussianPath(ABC):
             return normal(x.shape, generator, x.dtype, x.device)
         if not callable(getattr(self.source, "sample", None)):
             raise ValueError(f"The source {self.source!r} has no method sample(shape, generator); give its draws.")
-        z = _checks.batch("the source's sample", self.source.sample(tuple(x.shape), generator), finite=False)
+        z = self._source_sample(tuple(x.shape), generator)
         if z.shape != x.shape:
             raise ValueError(f"The source's sample must have shape {tuple(x.shape)}, and it has {tuple(z.shape)}.")
         return z.to(x)
+
+    def _source_sample(self, shape: tuple[int, ...], generator: Generators) -> Tensor:
+        """What the source answers: with one generator per sample, to one of them after another."""
+        source, name = cast("Source", self.source), "the source's sample"
+        if generator is None or isinstance(generator, torch.Generator):
+            return _checks.batch(name, source.sample(shape, generator), finite=False)
+        if not generator:
+            return _checks.batch(name, source.sample(shape, None), finite=False)
+        return torch.cat([_checks.batch(name, source.sample((1, *shape[1:]), g), finite=False) for g in generator])
 
     def transition(self, s: float | Tensor, t: float | Tensor) -> tuple[Tensor, Tensor]:
         """The law of x_t given x_s, for s nearer the data: x_t ~ N(scale x_s, std^2 I).

@@ -53,8 +53,8 @@ class Normal:
 class Source(Protocol):
     """A law at the noise end: anything with these two methods, or with the one that is needed."""
 
-    def sample(self, shape: Sequence[int], /, generator: Generators = None) -> Tensor:
-        """Draw a tensor of `shape` (B, *event)."""
+    def sample(self, shape: Sequence[int], /, generator: torch.Generator | None = None) -> Tensor:
+        """Draw a tensor of `shape` (B, *event); with one generator per sample it is asked for one after another."""
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Log-density of `x` (B, *event), in nats, shape (B,)."""

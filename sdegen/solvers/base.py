@@ -18,7 +18,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import ClassVar, cast
+from typing import ClassVar, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,8 @@ from sdegen.models.base import Model, Query
 from sdegen.solvers.divergence import Probes, products
 from sdegen.solvers.grids import Grid, Layout, lay
 from sdegen.solvers.noise import noise_of_rows
+
+Part = TypeVar("Part")
 
 
 @dataclass
@@ -132,11 +134,9 @@ class Problem:
         if batch_size is None or len(self.y) <= batch_size:
             yield self
             return
-        starts = range(0, len(self.y), batch_size)
-        with bar(len(starts), self.progress) as part_done:
-            for first in starts:
-                yield replace(self.cut(slice(first, first + batch_size)), progress=False)
-                part_done()
+        rows = [slice(first, first + batch_size) for first in range(0, len(self.y), batch_size)]
+        for of_part, progress in under_bar(rows, self.progress):
+            yield replace(self.cut(of_part), progress=progress)
 
     def knots(self, grid: Grid | Tensor, steps: int) -> tuple[Tensor, Tensor]:
         """(u, t) at the steps + 1 knots of `grid` from u_from to u_to, float64 on the CPU; the ends are met exactly.
@@ -172,6 +172,17 @@ def bar(total: int | None, progress: bool) -> Iterator[Callable[[], object]]:
         raise ImportError("progress=True needs tqdm; install it with `pip install tqdm`.") from error
     with tqdm(total=total, unit="step") as shown:
         yield shown.update
+
+
+def under_bar(parts: Sequence[Part], progress: bool) -> Iterator[tuple[Part, bool]]:
+    """Every part, and whether it shows a bar of its own: the only one does, several are the steps of one bar."""
+    if len(parts) < 2:
+        yield from ((part, progress) for part in parts)
+        return
+    with bar(len(parts), progress) as part_done:
+        for part in parts:
+            yield part, False
+            part_done()
 
 
 @dataclass

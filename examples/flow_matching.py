@@ -67,7 +67,7 @@ def energy_distance(x: Tensor, y: Tensor) -> float:
 
 def plane_models(args: argparse.Namespace) -> dict[str, sdegen.ScoreModel]:
     """The same network, steps, batch and learning rate four times; reflow needs the flow first, and 20 000 solves."""
-    steps, pairs = (200, 4000) if args.quick else (1500, 20_000)
+    steps, pairs = (150, 2000) if args.quick else (1500, 20_000)
 
     def fit(name: str, path: sdegen.GaussianPath, predicts: str, batch: Callable) -> sdegen.ScoreModel:
         torch.manual_seed(args.seed)
@@ -156,7 +156,7 @@ def on_digits(args: argparse.Namespace) -> None:
     for name, path, predicts in (("diffusion", VP, "v"), ("flow", OT, "velocity")):
         torch.manual_seed(args.seed)
         model = sdegen.ScoreModel(UNet(channels=1, width=16, classes=10), path, predicts).to(args.device)
-        trained.append(train(model, batch, 120 if args.quick else 1500, 8e-3, f"{name} on digits"))
+        trained.append(train(model, batch, 80 if args.quick else 1500, 8e-3, f"{name} on digits"))
     number, budgets = (100, (8, 16)) if args.quick else (360, (4, 8, 16, 32))
     held_out, cond = dequantise(tests[:number]), {"label": test_labels[:number]}
     draws = [dequantise(same_labels(images, labels, cond["label"])) for _ in range(20)]

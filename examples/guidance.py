@@ -50,7 +50,7 @@ FONT = (
 
 def train(args: argparse.Namespace, images: Tensor, labels: Tensor) -> sdegen.ScoreModel:
     """Denoising score matching given the label, which one time in seven is NONE."""
-    steps, lr = (250, 8e-3) if args.quick else (2000, 8e-3)
+    steps, lr = (200, 8e-3) if args.quick else (2000, 8e-3)
     model = sdegen.ScoreModel(UNet(channels=1, width=16, classes=11), PATH, "v").to(args.device)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.98))
     optimiser = torch.optim.Adam(model.parameters(), lr)
@@ -132,7 +132,7 @@ def edited(model: sdegen.Model, sketch: Tensor, u: float, cond: dict, noise: Ten
 
 def inpaint(args: argparse.Namespace, model: sdegen.Model, reader: Reader, tests: Tensor, labels: Tensor) -> None:
     """The right half of held-out digits, sampled given the left half and no label."""
-    each, steps, std = (3, 25, 0.05) if args.quick else (10, 100, 0.05)
+    each, steps, std = (2, 25, 0.05) if args.quick else (10, 100, 0.05)
     chosen = torch.cat([(labels == c).nonzero()[3 : 4 if args.quick else 5, 0] for c in range(10)])
     whole, labels = as_data(tests[chosen]), labels[chosen]
     known = (torch.arange(8, device=args.device) < 4).expand(1, 8, 8)
@@ -229,7 +229,7 @@ def guesses(
 
 def measure(args: argparse.Namespace) -> None:
     """A noisy projection of a point in the plane: samples of each method beside exact ones."""
-    number, steps, places = (500, 200, [0.75]) if args.quick else (2000, 500, [0.75, -0.2, 1.4])
+    number, steps, places = (400, 120, [0.75]) if args.quick else (2000, 500, [0.75, -0.2, 1.4])
     petals, A, stds, shown = Petals(), torch.tensor([[1.0, 0.4]], dtype=torch.float64), (0.02, 0.1, 0.5), {}
     print(f"\neight petals seen through one noisy number z: sliced Wasserstein distance to {number} exact samples")
     print(f"of the posterior, by SDE euler in {steps} steps, mean over z = {', '.join(map(str, places))}\n")

@@ -68,7 +68,7 @@ def in_the_plane(args: argparse.Namespace) -> None:
     def batch() -> tuple[Tensor, None]:
         return data[torch.randint(len(data), (512,), device=args.device)], None
 
-    model = train(model, batch, 400 if args.quick else 3000, 4e-3, "two moons")
+    model = train(model, batch, 200 if args.quick else 3000, 4e-3, "two moons")
     rows = 40 if args.quick else 120
     x, y = (0.0425 * 40 / rows * (2 * torch.arange(n, device=args.device) + 1 - n) for n in (3 * rows // 2, rows))
     solver = sdegen.Adams(80 if args.quick else 160)
@@ -98,7 +98,7 @@ def on_digits(args: argparse.Namespace) -> None:
         i = torch.randint(len(images), (64,), device=args.device)
         return LEVELS.dequantise(images[i]), {"label": labels[i]}
 
-    model = train(model, batch, 300 if args.quick else 2000, 8e-3, "digits")
+    model = train(model, batch, 150 if args.quick else 2000, 8e-3, "digits")
     tests, test_labels = digits("test")
     order = torch.randperm(len(tests), generator=torch.Generator().manual_seed(args.seed))  # writers mixed
     tests, test_labels = tests[order].to(args.device), test_labels[order].to(args.device)
@@ -108,7 +108,7 @@ def on_digits(args: argparse.Namespace) -> None:
 
 def in_bits(args: argparse.Namespace, model: sdegen.ScoreModel, images: Tensor, tests: Tensor, labels: Tensor) -> None:
     """Held-out bits per dimension given the label, beside those of a Gaussian fitted to the training images."""
-    number, steps = (12, 40) if args.quick else (len(tests), 60)
+    number, steps = (12, 30) if args.quick else (len(tests), 60)
     tests, labels, solver = tests[:number], labels[:number], sdegen.Adams(steps)
     # with directory="..." this may be killed at any moment and goes on from there, in several processes too
     ours = sdegen.evaluate(model, tests, quantized=LEVELS, cond={"label": labels}, solver=solver, seed=args.seed)
@@ -161,7 +161,7 @@ def auroc(inside: Tensor, outside: Tensor) -> tuple[float, float]:
 
 def out_of_distribution(args: argparse.Namespace, model: sdegen.ScoreModel, tests: Tensor, labels: Tensor) -> None:
     """Log-densities of digits and of other things, by four probes: a tenth of the cost of the exact trace."""
-    number, solver = (24, sdegen.Adams(40)) if args.quick else (120, sdegen.Adams(80))
+    number, solver = (16, sdegen.Adams(30)) if args.quick else (120, sdegen.Adams(80))
 
     def log_density(images: Tensor, label: Tensor) -> sdegen.LogLikelihood:
         y, cond = LEVELS.dequantise(images), {"label": label}

@@ -90,7 +90,7 @@ def in_the_plane(args: argparse.Namespace) -> None:
     def batch() -> tuple[Tensor, None]:
         return data[torch.randint(len(data), (512,), device=args.device)], None
 
-    model = train(model, batch, 400 if args.quick else 2000, 4e-3, "two moons")
+    model = train(model, batch, 200 if args.quick else 2000, 4e-3, "two moons")
     print_header()
     samples = compare("two moons", model, held_out, data[:2000], 100)
     points = held_out[: 100 if args.quick else 500]
@@ -112,7 +112,7 @@ def on_digits(args: argparse.Namespace) -> None:
         i = torch.randint(len(images), (64,), device=args.device)
         return dequantise(images[i]), {"label": labels[i]}
 
-    model = train(model, batch, 300 if args.quick else 1600, 8e-3, "digits")
+    model = train(model, batch, 150 if args.quick else 1600, 8e-3, "digits")
     print_header()
     number = 100 if args.quick else 300
     cond = {"label": test_labels[:number]}
@@ -129,7 +129,7 @@ def read_likelihood(
     args: argparse.Namespace, model: sdegen.ScoreModel, images: Tensor, tests: Tensor, labels: Tensor
 ) -> None:
     """Held-out bits per dimension under three draws of the dequantisation noise, beside a fitted Gaussian's."""
-    number = 10 if args.quick else 40
+    number = 6 if args.quick else 40
     solver = sdegen.ODESolver("rk4", steps=5 if args.quick else 8)
     ours = []
     for seed in range(3):

@@ -131,7 +131,7 @@ def test_what_dead_processes_left_is_cleared_once_it_is_old(tmp_path):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="kill -9")
-@pytest.mark.parametrize("kills", [5, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [5, pytest.param(50, marks=pytest.mark.nightly)])
 def test_kill_9_while_a_checkpoint_is_being_written(kills, tmp_path):
     """At least 3 of 5; every file that is left loads, and holds one step later than the one before."""
     script = Path(__file__).with_name("killing.py")

@@ -61,8 +61,14 @@ def import_peer(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, f"{name}.{module}", importlib.import_module(f"{name}.{module}"))
 
 
+TWICE = pytest.mark.nightly
+"""The quickstart is README's first program, which test_readme.py runs; here it runs in `.ci/run` and at night."""
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, marks=TWICE if page.stem == "quickstart" else [], id=page.stem) for page in PAGES]
+)
 def test_the_page_runs(page, tmp_path, monkeypatch):
     if page.stem in PEERS:
         import_peer(PEERS[page.stem], monkeypatch)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 from networks import digits_unet, plane_mlp
+from often import often
 from problems import ring
 
 import sdegen
@@ -281,8 +282,7 @@ BEST = {  # of 100 variants of other libraries' solvers, chosen anew for every n
 }
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", BEST)
+@pytest.mark.parametrize("name", often(BEST, "gmm16"))
 def test_tuned_on_64_latents_it_halves_the_error_of_the_best_peer(name):
     target, d, most, best = BEST[name]
     model, pilots, others = target().model(PATH), normals(64, d, seed=7), normals(512, d, seed=1234)
@@ -296,7 +296,8 @@ def test_tuned_on_64_latents_it_halves_the_error_of_the_best_peer(name):
 @pytest.mark.parametrize(
     ("build", "shape", "steps"),
     [
-        *(pytest.param(plane_mlp, (2,), n, marks=pytest.mark.slow) for n in (5, 10, 20, 50)),
+        pytest.param(plane_mlp, (2,), 10, marks=pytest.mark.slow),
+        *(pytest.param(plane_mlp, (2,), n, marks=pytest.mark.nightly) for n in (5, 20, 50)),
         *(pytest.param(digits_unet, (1, 8, 8), n, marks=pytest.mark.nightly) for n in (5, 10, 20, 50)),
     ],
 )

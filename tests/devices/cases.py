@@ -57,9 +57,9 @@ class Net(nn.Module):
 
 
 def marked(names: Iterable[str], *fast: str) -> list[object]:
-    """The names of paths as parameters, marked slow unless they are among `fast` (all but SLOW by default)."""
+    """The names of paths as parameters, marked nightly unless they are among `fast` (all but SLOW by default)."""
     fast = fast or tuple(name for name in PATHS if name not in SLOW)
-    return [pytest.param(name, marks=[] if name in fast else pytest.mark.slow) for name in names]
+    return [pytest.param(name, marks=[] if name in fast else pytest.mark.nightly) for name in names]
 
 
 def network(path: sdegen.GaussianPath, predicts: str = "v", **options: object) -> sdegen.ScoreModel:

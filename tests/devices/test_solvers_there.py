@@ -35,7 +35,7 @@ FIXED = [name for name, method in ODE_METHODS.items() if not method.adaptive]
 ADAPTIVE = [name for name, method in ODE_METHODS.items() if method.adaptive]
 PAIRS = [
     pytest.param(
-        path, predicts, marks=[] if path == "vp" or (predicts == "v" and path not in SLOW) else pytest.mark.slow
+        path, predicts, marks=[] if path == "vp" or (predicts == "v" and path not in SLOW) else pytest.mark.nightly
     )
     for path, predicts in itertools.product(PATHS, PREDICTIONS)
     if predicts != "score" or path in SCORED
@@ -177,7 +177,7 @@ def test_adaptive_ode_solvers_are_reported(method, to):
     report(sdegen.ODESolver(method, rtol=1e-3 if ODE_METHODS[method].order < 5 else 1e-5), to)
 
 
-@pytest.mark.parametrize("method", [pytest.param(m, marks=[] if m == "srk" else pytest.mark.slow) for m in GROWING])
+@pytest.mark.parametrize("method", [pytest.param(m, marks=[] if m == "srk" else pytest.mark.nightly) for m in GROWING])
 def test_adaptive_sde_solvers_are_reported(method):
     report(sdegen.SDESolver(method, adaptive=True, rtol=0.05, atol=0.05), "data")
 

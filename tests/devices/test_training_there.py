@@ -5,6 +5,8 @@ That holds for a path that does not state its own inverse too, which times drawn
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from cases import PATHS, PREDICTIONS, SCORED, Net, network, same
@@ -59,8 +61,13 @@ def test_a_step_never_waits(path):
             never_waits(network(PATHS[path], predicts), batch())
 
 
-@pytest.mark.parametrize("times", TIMES)
-@pytest.mark.parametrize("path", SCORED)
+@pytest.mark.parametrize(
+    ("path", "times"),
+    [
+        pytest.param(path, times, marks=[] if path in ("vp", "ddpm") or times == "likelihood" else pytest.mark.nightly)
+        for path, times in itertools.product(SCORED, TIMES)
+    ],
+)
 def test_no_time_sampler_and_no_weighting_waits(path, times):
     for weighting in WEIGHTINGS.values():
         never_waits(network(PATHS[path]), batch(), times=TIMES[times], weighting=weighting)

@@ -172,7 +172,7 @@ def test_single_precision_has_a_floor():
 
 
 FULL = [
-    pytest.param("ring8", 2048, marks=pytest.mark.slow),
+    pytest.param("ring8", 2048, marks=pytest.mark.nightly),
     pytest.param("gmm16", 256, marks=pytest.mark.nightly),
     pytest.param("mix64", 32, marks=pytest.mark.nightly),
     pytest.param("gmm16", 2048, marks=pytest.mark.nightly),
@@ -202,12 +202,9 @@ def test_coverage_of_adams_at_full_size(name, size):
         assert solver != ADAMS[0] or ratio < 100
 
 
-SLOW, NIGHTLY = pytest.mark.slow, pytest.mark.nightly
-
-
 @pytest.mark.filterwarnings("ignore:.*reached its last round:sdegen.AccuracyWarning")
 @pytest.mark.parametrize(
-    "act", [pytest.param(act, marks=SLOW if act is nn.SELU else NIGHTLY) for act in (nn.SiLU, nn.ELU, nn.SELU, nn.ReLU)]
+    "act", [pytest.param(act, marks=pytest.mark.nightly) for act in (nn.SiLU, nn.ELU, nn.SELU, nn.ReLU)]
 )
 def test_trained_networks_with_kinks(act):
     """Three layers of 64 on two moons, against 20480 steps: 15 of 16 points, 2565 calls at most, in the default."""

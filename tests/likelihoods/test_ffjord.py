@@ -55,7 +55,7 @@ def trained(objective, steps, size, rate):
     return model
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_maximum_likelihood_reaches_flow_matching_on_two_moons():
     """Held out, 2000 points: within 0.05 nats of it, or better."""
 

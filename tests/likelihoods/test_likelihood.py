@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from often import often
 from problems import PATHS, OwnFlow, mixture64, ring
 from torch import nn
 
@@ -14,7 +15,8 @@ import sdegen
 TIGHT = sdegen.ODESolver("dopri8", rtol=1e-9)
 # without those of a user, whose clocks are inverted by bisection at each of thousands of queries
 CLOSED = {name: path for name, path in PATHS.items() if not name.startswith("own")}
-every_path = pytest.mark.parametrize("path", CLOSED.values(), ids=CLOSED.keys())
+OFTEN = ("vp", "subvp", "ve", "ddpm", "condot", "ve reversed")
+every_path = pytest.mark.parametrize("path", often(CLOSED, *OFTEN))
 
 
 def model_density(target, path, x):
@@ -26,7 +28,7 @@ def model_density(target, path, x):
 
 @every_path
 def test_eight_modes_in_the_plane(path):
-    target = ring()
+    path, target = PATHS[path], ring()
     x = target.marginal(path, path.t_data).sample(64)
     model, data = target.model(path), target.marginal(path, path.t_data).log_prob(x)
     assert float((sdegen.log_prob(model, x, TIGHT) - model_density(target, path, x)).abs().max()) < 1e-8
@@ -61,7 +63,7 @@ def test_full_covariances_in_64_dimensions(path):
     "ignore:.*reached its last round:sdegen.AccuracyWarning"
 )  # of outliers where u(t) has kinks
 def test_defaults_and_outliers_in_the_batch(path):
-    target = ring()
+    path, target = PATHS[path], ring()
     model, x = target.model(path), target.marginal(path, path.t_data).sample(64)
     alone = sdegen.log_prob(model, x)
     assert float((alone - model_density(target, path, x)).abs().max()) < 1e-3

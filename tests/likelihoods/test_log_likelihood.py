@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 from mixtures import counting, known
+from often import often
 from problems import PATHS, ring
 
 import sdegen
@@ -29,8 +30,7 @@ def test_exact_mixtures(path, name):
     assert float((loose.log_prob - true).abs().max()) < 2e-4
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("path", OF_ISSUE)
+@pytest.mark.parametrize("path", often(OF_ISSUE, "condot"))
 def test_exact_mixtures_in_64_dimensions(path):
     path = PATHS[path]
     x, true, model, prior = known("mix64", path, 2)

@@ -64,7 +64,7 @@ QUESTIONS = [(sdegen.CondOT(), "velocity"), (sdegen.VPSDE(), "eps")]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("d", [2, 16, 256])
+@pytest.mark.parametrize("d", [2, 16, pytest.param(256, marks=pytest.mark.nightly)])
 def test_an_honest_network_passes_and_a_dishonest_one_does_not(kind, d):
     """Every way to hide, everywhere; the eps of a small network, which its slope's multiple of y would cover."""
     for seed in range(20):

@@ -115,8 +115,10 @@ def test_a_sample_does_not_depend_on_its_batch_mates():
     torch.testing.assert_close(draw([3, 4, 5])[1:2], draw([4]), rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("calls", "bound"), [(10, 0.25), (20, 0.12), (50, 0.03)])
+@pytest.mark.parametrize(
+    ("calls", "bound"),
+    [pytest.param(10, 0.25, marks=pytest.mark.nightly), pytest.param(20, 0.12, marks=pytest.mark.nightly), (50, 0.03)],
+)
 def test_the_bias_of_log_p_is_small(calls, bound):
     """100 000 samples of eight modes: mean log p against the closed form, to two standard errors."""
     target, n = ring(), 100_000

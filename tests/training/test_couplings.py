@@ -64,8 +64,7 @@ def test_a_coupled_loss_regresses_the_coupled_pairs_and_cuts_the_conditions_alik
     torch.testing.assert_close(each, (x[rows] - z[partners]).square().mean(1))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(n, marks=pytest.mark.nightly) for n in (1, 2, 3, 4))])
 def test_optimal_transport_straightens_eight_gaussians_to_moons(seed):
     """Straightness, and the RMS error of two Euler steps against the same model's own fine solution."""
     torch.set_default_dtype(torch.float32)

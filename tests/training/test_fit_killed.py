@@ -14,7 +14,7 @@ TESTS = Path(__file__).parent.parent
 
 @pytest.mark.skipif(os.name != "posix", reason="kill -9")
 @pytest.mark.parametrize(
-    "kills", [pytest.param(5, marks=pytest.mark.slow), pytest.param(50, marks=pytest.mark.nightly)]
+    "kills", [pytest.param(2, marks=pytest.mark.slow), pytest.param(50, marks=pytest.mark.nightly)]
 )
 def test_killed_trainings_go_on_to_the_same_bits(kills, tmp_path):
     places = os.pathsep.join([str(TESTS), str(TESTS.parent), os.environ.get("PYTHONPATH", "")])

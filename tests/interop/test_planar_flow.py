@@ -7,6 +7,7 @@ import math
 import torch
 from fields import planar
 from planar import Planar, PlanarFlow, allowed
+from torch.nn.functional import softplus
 
 import sdegen
 from sdegen.interop.zuko import source
@@ -29,11 +30,11 @@ def test_the_determinant_is_that_of_autograd():
 
 
 def test_the_constraint_makes_every_layer_invertible():
-    """u^.w > -1, whatever u was, and u^ - u lies along w; without it w.x falls where w.z rises, and two z meet."""
+    """u^.w = softplus(u.w) - 1 > -1 and u^ - u lies along w; without it w.x falls where w.z rises, and two z meet."""
     folded = 0
     for w, u, b in layers():
         held = allowed(u, w)
-        assert float(w @ held) > -1
+        torch.testing.assert_close(w @ held, softplus(w @ u) - 1, rtol=0, atol=1e-12)
         torch.testing.assert_close(held - u, w * ((held - u) @ w) / (w @ w), rtol=0, atol=1e-12)
         line = torch.linspace(-6, 6, 2001)[:, None] * w / (w @ w)
         assert bool((torch.diff(Planar(w, held, b)(line) @ w) > 0).all())

@@ -50,6 +50,40 @@ def test_the_guided_density_is_the_target_s_own():
     torch.testing.assert_close(found, TARGET.log_prob(x), rtol=0, atol=1e-7)
 
 
+def test_a_short_training_corrects_a_gaussian_fitted_to_two_modes():
+    """The cookbook's: between a half and nine tenths of the gap in ten trials."""
+    torch.set_default_dtype(torch.float32)
+    law = sdegen.GaussianMixture(torch.tensor([[-1.0, -0.5], [1.0, 0.5]]), 0.5)
+    data, held_out = law.sample(4000), law.sample(1000)
+    rough = sdegen.Gaussian(data.mean(0), covariance=data.T.cov()).model(sdegen.VPSDE())
+    fake, net = sdegen.sample(rough, (4000, 2), sdegen.Adams(20)), MLP(2, hidden=64, depth=2)
+    optimiser = torch.optim.Adam(net.parameters(), 1e-2)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, 200)
+
+    def logit(x_t, t):
+        return net(x_t, t).sum(1)
+
+    for _ in range(200):
+        i, j = torch.randint(4000, (2, 512))
+        loss = sdegen.ratio_loss(logit, data[i], fake[j], rough.path)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+    corrected = sdegen.Guided(rough, logit)
+    before, after = (sdegen.log_prob(m, held_out, sdegen.Adams(40)).mean() for m in (rough, corrected))
+    assert float(after - before) > 0.3 * float(law.log_prob(held_out).mean() - before) > 0.03
+
+    def at_the_data(x):
+        return logit(x, torch.zeros(len(x)))
+
+    apart, closer = (
+        sdegen.jsd(at_the_data, held_out, sdegen.sample(m, (1000, 2), sdegen.Adams(20))) for m in (rough, corrected)
+    )
+    assert float(apart.value) > 4 * float(apart.standard_error)
+    assert float(closer.value) < float(apart.value) - 4 * float(apart.standard_error)
+
+
 @pytest.mark.slow
 def test_a_trained_logit_closes_most_of_the_gap():
     """In mean log p over 300 points of the target, 98 % where this was written; its loss is hardly above the least."""

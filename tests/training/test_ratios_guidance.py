@@ -50,13 +50,11 @@ def test_the_guided_density_is_the_target_s_own():
     torch.testing.assert_close(found, TARGET.log_prob(x), rtol=0, atol=1e-7)
 
 
-def test_a_short_training_corrects_a_gaussian_fitted_to_two_modes():
-    """The cookbook's: between a half and nine tenths of the gap in ten trials."""
+def test_a_short_training_corrects_a_model_of_other_data():
+    """The cookbook's: 84 to 97 % of the gap in ten trials."""
     torch.set_default_dtype(torch.float32)
-    law = sdegen.GaussianMixture(torch.tensor([[-1.0, -0.5], [1.0, 0.5]]), 0.5)
-    data, held_out = law.sample(4000), law.sample(1000)
-    rough = sdegen.Gaussian(data.mean(0), covariance=data.T.cov()).model(sdegen.VPSDE())
-    fake, net = sdegen.sample(rough, (4000, 2), sdegen.Adams(20)), MLP(2, hidden=64, depth=2)
+    data, held_out, rough = TARGET.sample(4000).float(), TARGET.sample(500).float(), MODEL.model(sdegen.VPSDE())
+    fake, net = sdegen.sample(rough, (4000, 2), sdegen.Adams(10)), MLP(2, hidden=64, depth=2)
     optimiser = torch.optim.Adam(net.parameters(), 1e-2)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, 200)
 
@@ -72,16 +70,12 @@ def test_a_short_training_corrects_a_gaussian_fitted_to_two_modes():
         schedule.step()
     corrected = sdegen.Guided(rough, logit)
     before, after = (sdegen.log_prob(m, held_out, sdegen.Adams(40)).mean() for m in (rough, corrected))
-    assert float(after - before) > 0.3 * float(law.log_prob(held_out).mean() - before) > 0.03
+    assert float(after - before) > 0.6 * float(TARGET.log_prob(held_out).mean() - before) > 0.3
 
-    def at_the_data(x):
-        return logit(x, torch.zeros(len(x)))
-
-    apart, closer = (
-        sdegen.jsd(at_the_data, held_out, sdegen.sample(m, (1000, 2), sdegen.Adams(20))) for m in (rough, corrected)
-    )
-    assert float(apart.value) > 4 * float(apart.standard_error)
-    assert float(closer.value) < float(apart.value) - 4 * float(apart.standard_error)
+    at_the_data = [lambda x, f=f: f(x, torch.zeros(len(x))) for f in (logit, logit_of_target(rough.path))]
+    found, exact = (sdegen.jsd(f, held_out, fake) for f in at_the_data)
+    assert 4 * float(found.standard_error) < float(found.value)
+    assert float(found.value - exact.value) < 2 * float(exact.standard_error)  # on the same draws, and below on average
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 
@@ -122,8 +123,9 @@ def test_every_program_is_run_here_or_for_its_law():
         "class HalfCosine",
         "class Mirrored",
         "one label in seven",
-        "sdegen.Guided(",
+        "sdegen.Guided(free",
         "known: a mask",
+        "sdegen.LatentModel(",
         "from_pretrained(",
     ]
     assert len(PROGRAMS) == len(known)
@@ -173,6 +175,33 @@ def test_conditional_training_runs_as_printed():
     assert float((apart.argmin(1) == torch.arange(100) % 10).float().mean()) > 0.8
 
 
+def test_latents_ratios_flows_and_mixtures_run():
+    """As printed: with exact networks the ELBO is log p(x), and the corrected model has the data's density."""
+    zuko, mixture = pytest.importorskip("zuko"), pytest.importorskip("sklearn.mixture")
+    torch.set_default_dtype(torch.float64)
+    path, unit = sdegen.CondOT(), sdegen.Gaussian([0.0, 0.0], 1.0)
+    other = sdegen.Gaussian([0.5, 0.0], 1.0)  # the data's law, and the model's is N(0, I)
+    x, fake, flow = other.sample(50), unit.sample(50), zuko.flows.NICE(features=2)
+    names = {"sdegen": sdegen, "path": path, "net": unit.model(path).v, "model": unit.model(path), "x": x, "fake": fake}
+    names |= {"encoder": lambda x: (0.5 * x, torch.full_like(x, 0.5**0.5)), "decoder": lambda z: (z, 0 * z + 1)}
+    names |= {"mean": 0.5 * x, "std": torch.full_like(x, 0.5), "flow": flow}
+    names |= {"fitted": mixture.GaussianMixture(2, random_state=0).fit(x.numpy())}
+    at = {t: (other.marginal(path, t), unit.marginal(path, t)) for t in (0.2, 0.6, 1.0)}
+    names |= {"last_logit": lambda x: at[1.0][0].log_prob(x) - at[1.0][1].log_prob(x)}
+    names |= {"logit": lambda x, t: (0.5 * x[:, 0] * t - 0.125 * t**2) / (t**2 + (1 - t) ** 2)}  # of the noised laws
+    exec(program("sdegen.LatentModel("), names)
+    true = sdegen.Gaussian([0.0, 0.0], 2**0.5).log_prob(x)
+    torch.testing.assert_close(names["elbo"], true, rtol=0, atol=1e-2)
+    torch.testing.assert_close(names["iwae"], true, rtol=0, atol=1e-2)
+    divergence = (0.5 * (0.25 + (0.5 * x) ** 2 - 1) - math.log(0.5)).sum(1)
+    assert bool(((names["kl"].value - divergence).abs() < 6 * names["kl"].standard_error + 0.05).all())
+    t = torch.tensor(0.6)
+    score = names["corrected"].score(x, t)
+    torch.testing.assert_close(score, other.model(path).score(x, t), rtol=1e-8, atol=1e-8)
+    assert 0 < float(names["apart"].value) < 0.2
+    assert names["target"].log_prob(x).shape == names["learned"].source.log_prob(x).shape == (50,)
+
+
 def test_guided_models_sample():
     """As printed, on exact models: conditional samples lie on their mode, observed ones where they were seen."""
     path = sdegen.VPSDE()
@@ -186,7 +215,7 @@ def test_guided_models_sample():
     names = {"sdegen": sdegen, "free": free, "model": sdegen.ScoreModel(net, path), "x_t": torch.randn(4, 2), "t": 0.5}
     names |= {"labels": torch.arange(64) % 2, "log_weight": lambda x, t: x.sum(1), "reward": lambda x, t: x.sum(1)}
     names |= {"A": torch.tensor([[1.0, 0.0]]), "z": torch.tensor([1.0])}
-    exec(program("sdegen.Guided(").replace("x = sdegen.sample(guided", "of_labels = sdegen.sample(guided"), names)
+    exec(program("sdegen.Guided(free").replace("x = sdegen.sample(guided", "of_labels = sdegen.sample(guided"), names)
     sign = 2.0 * names["labels"] - 1
     assert float((names["of_labels"] - sign[:, None] * torch.tensor([1.0, -1.0])).norm(dim=1).max()) < 1
     assert float((names["x"] - torch.tensor([1.0, -1.0])).norm(dim=1).median()) < 0.5

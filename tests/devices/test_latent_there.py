@@ -1,4 +1,4 @@
-"""Latents on the pretend device: the numbers of the CPU, a loss that waits for nothing, NaN where std is not positive."""
+"""Latents on the pretend device: the numbers of the CPU, a loss that never waits, NaN for a std not positive."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from torch import nn
 
 import sdegen
 
-MEAN, STD = torch.tensor([[0.3, -1.0], [0.0, 2.0]]), torch.tensor([[0.5, 1.2], [0.01, 0.3]])
+MEAN = torch.tensor([[0.3, -1.0], [0.0, 2.0]], dtype=torch.float64)
+STD = torch.tensor([[0.5, 1.2], [0.01, 0.3]], dtype=torch.float64)
 KL_PATHS = ["vp", "ve", "ddpm", "condot"]
 
 
@@ -23,7 +24,7 @@ class Half(nn.Module):
 
     def __init__(self, number=False):
         super().__init__()
-        self.net, self.number = nn.Linear(2, 2).double(), number
+        self.net, self.number = nn.Linear(2, 2), number
 
     def forward(self, x):
         return self.net(x), 0.5 if self.number else self.net(x).exp()

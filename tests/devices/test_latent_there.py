@@ -66,6 +66,6 @@ def test_bounds_and_samples():
 
 
 def test_a_std_that_is_not_positive_is_nan_there():
-    model, mean, std = put(network(PATHS["vp"])), put(MEAN), put(torch.tensor([[0.5, 0.0], [0.1, 0.2]]))
+    model, mean, std = put(network(PATHS["vp"])), put(MEAN), put(torch.tensor([[0.5, -0.5], [0.1, 0.2]]))
     bound, _ = counted(lambda: sdegen.score_kl(mean, std, model, draws=2))
     assert held(bound.value).isnan().tolist() == [True, False]

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 from torch import nn
-from torch.distributions import Normal, kl_divergence
+from torch.distributions import Independent, Normal, kl_divergence
 
 import sdegen
 from sdegen.nets import MLP, UNet
@@ -139,6 +139,26 @@ def test_samples_have_the_law_of_the_model():
     spread = (covariance.diag()[:, None] * covariance.diag() + covariance**2) / n
     assert float(((torch.cov(x.T) - covariance) / spread.sqrt()).abs().max()) < 5
     assert not x.requires_grad
+
+
+def test_the_solver_is_the_one_that_is_given():
+    calls = []
+    prior = sdegen.ScoreModel(lambda z, t: calls.append(len(z)) or 0 * z, sdegen.VPSDE(), "v")
+    model = sdegen.LatentModel(Encoder(), Decoder(), prior, latent_shape=(2,))
+    model.sample(5, sdegen.Adams(3), batch_size=3)
+    assert calls == [3, 3, 3, 2, 2, 2]
+
+
+def test_torch_s_own_normals_are_gaussians_like_any_other():
+    x, encoder = torch.randn(4, 3), Encoder()
+    losses = []
+    for wrap in (lambda q: q, lambda q: Normal(*q), lambda q: Independent(Normal(*q), 1)):
+        model = sdegen.LatentModel(lambda x, wrap=wrap: wrap(encoder(x)), Decoder(), UNIT)
+        torch.nn.init.ones_(model.decoder.net.weight)
+        torch.nn.init.ones_(model.decoder.net.bias)
+        losses.append(model.loss(x, generator=torch.Generator().manual_seed(1)))
+    torch.testing.assert_close(losses[0], losses[1])
+    torch.testing.assert_close(losses[0], losses[2])
 
 
 def test_generators_govern_everything():

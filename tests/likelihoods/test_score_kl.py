@@ -55,9 +55,8 @@ def test_short_of_pure_noise_it_is_off_by_the_prior(path):
     assert abs(by_quadrature(mean, std, THREE.model(path)) - exact - off) < 1e-7
 
 
-@pytest.mark.parametrize("u_min", [0.05, 0.4, 0.8])
-@pytest.mark.parametrize("sigma_min", [0.0, 0.04])
-def test_a_cut_off_under_an_exact_model(u_min, sigma_min):
+@pytest.mark.parametrize(("sigma_min", "u_min"), [(0.0, 0.05), (0.0, 0.4), (0.0, 0.8), (0.4, 0.4), (0.4, 0.6)])
+def test_a_cut_off_under_an_exact_model(sigma_min, u_min):
     """Two Gaussians: the divergence at u_min, and that of q(z | y) from the draw about the model's conditional mean.
 
     In x = (u/(1-u))^2 - sigma_min^2 the state is z + sqrt(x) eps, and x the variance of the draw.

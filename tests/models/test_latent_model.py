@@ -67,6 +67,21 @@ def test_under_a_standard_normal_it_is_the_loss_of_a_vae():
     assert float(found[:, 0].std()) < 0.05 * float(exact.detach())
 
 
+@pytest.mark.parametrize(
+    "path", [sdegen.VPSDE(), sdegen.CondOT(0.3), sdegen.VESDE(sigma_min=0.3)], ids=lambda p: type(p).__name__
+)
+def test_under_an_exact_prior_it_is_the_elbo(path):
+    """One latent, one prior, whichever way it is asked: on a path from noised data, that of the state there."""
+    n, law = 3000, sdegen.GaussianMixture([[-1.0, 0.0], [1.0, 0.5]], 0.2)
+    model = sdegen.LatentModel(Encoder(), Decoder(), law.model(path))
+    x = torch.randn(1, 3).expand(n, 3)
+    elbo = model.elbo(x, solver=sdegen.ODESolver("rk4", steps=20)).value
+    with torch.no_grad():
+        losses = torch.stack([model.loss(part, draws=4) for part in x.split(100)])
+    error = math.hypot(float(elbo.std()) / math.sqrt(n), float(losses.std()) / math.sqrt(len(losses)))
+    assert abs(float(losses.mean() + elbo.mean())) < 4 * error + 1e-3
+
+
 @pytest.mark.parametrize("path", [sdegen.VPSDE(), sdegen.CondOT()], ids=lambda p: type(p).__name__)
 def test_gradients_reach_all_three_and_equal_finite_differences(path):
     model, x, h = trainable(path), torch.randn(5, 3), 1e-6

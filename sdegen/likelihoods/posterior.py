@@ -145,9 +145,8 @@ def score_kl(
     check_draws(draws)
     mean, std = checked_gaussian(mean, std, event_of(prior))
     _checks.generators(generator, len(mean), mean.device)
-    alpha = (1 - latents.start) * scale_at(prior, latents.start)  # of the state that z is
     arguments = _checks.network_arguments(_checks.conditions(cond))
-    q = Posterior(mean / alpha, std / alpha, latents.start, arguments, generator)
+    q = Posterior.of(prior, mean, std, latents.start, arguments, generator)
     terms = _terms(prior, q, latents, draws)
     value = q.at_noise(latents.high) + q.about_x_hat(latents.u_min) + terms.sum(1)
     if value.device.type == "cpu":
@@ -186,6 +185,20 @@ class Posterior:
     start: float
     cond: Mapping[str, object]
     generator: Generators
+
+    @classmethod
+    def of(
+        cls,
+        prior: Model,
+        mean: Tensor,
+        std: Tensor,
+        start: float,
+        cond: Mapping[str, object],
+        generator: Generators,
+    ) -> Posterior:
+        """That of latents which are the prior's states at the clock `start`."""
+        alpha = (1 - start) * scale_at(prior, start)
+        return cls(mean / alpha, std / alpha, start, cond, generator)
 
     @property
     def dtype(self) -> torch.dtype:

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from latents import THREE, by_quadrature, divergence, legendre, normal_nodes
+from problems import OwnVP
 from torch.distributions import Normal, kl_divergence
 
 import sdegen
@@ -35,16 +36,46 @@ def test_a_latent_that_holds_noise_is_scored_as_it_is(mean, std):
     assert abs(found - divergence(mean, std, THREE.marginal(path, path.t_data).log_prob)) < 1e-7
 
 
-@pytest.mark.parametrize("path", [sdegen.VPSDE(), sdegen.VESDE(), sdegen.CosineVPSDE()], ids=lambda p: type(p).__name__)
+class Late(OwnVP):
+    """VP from a time at which data are noised already, and smaller: alpha is not 1 there."""
+
+    t_data = 0.2
+
+
+@pytest.mark.parametrize(
+    "path", [sdegen.VPSDE(), sdegen.VESDE(), sdegen.CosineVPSDE(), Late()], ids=lambda p: type(p).__name__
+)
 def test_short_of_pure_noise_it_is_off_by_the_prior(path):
     """KL(q || p) is the integral + KL(q_T || p_T), and the bound has N(0, sigma_T^2) in place of p_T."""
     mean, std, end = 0.7, 0.4, THREE.marginal(path, path.t_noise)
-    alpha, sigma = float(path.alpha(torch.tensor(path.t_noise))), float(path.sigma(torch.tensor(path.t_noise)))
-    noise = sigma**2 - alpha**2 * (path.ends[0] / (1 - path.ends[0])) ** 2  # beyond what the latent holds
-    m, s = alpha * mean, math.sqrt((alpha * std) ** 2 + noise)
+    scale, noise = (float(part) for part in path.transition(path.t_data, path.t_noise))
+    m, s = scale * mean, math.hypot(scale * std, noise)
     off = divergence(m, s, path.prior.log_prob) - divergence(m, s, end.log_prob)
     exact = divergence(mean, std, THREE.marginal(path, path.t_data).log_prob)
     assert abs(by_quadrature(mean, std, THREE.model(path)) - exact - off) < 1e-7
+
+
+@pytest.mark.parametrize(("sigma_min", "u_min"), [(0.0, 0.05), (0.0, 0.4), (0.0, 0.8), (0.4, 0.4), (0.4, 0.6)])
+def test_a_cut_off_under_an_exact_model(sigma_min, u_min):
+    """Two Gaussians: the divergence at u_min, and that of q(z | y) from the draw about the model's conditional mean.
+
+    In x = (u/(1-u))^2 - sigma_min^2 the state is z + sqrt(x) eps, and x the variance of the draw.
+    """
+    (m, s), (m_p, s_p), n = (0.7, 0.4), (-0.2, 0.9), 20_000
+    x = (u_min / (1 - u_min)) ** 2 - sigma_min**2
+    share, share_p = s**2 / (s**2 + x), s_p**2 / (s_p**2 + x)
+    apart = (
+        (1 - share_p) * (m - m_p),
+        (share - share_p) * math.sqrt(s**2 + x),
+    )  # of the two means, at a mean y and per std
+    last = kl_divergence(Normal(0.0, math.sqrt(share * x)), Normal(0.0, math.sqrt(x))) + (
+        apart[0] ** 2 + apart[1] ** 2
+    ) / (2 * x)
+    exact = kl_divergence(Normal(m, math.sqrt(s**2 + x)), Normal(m_p, math.sqrt(s_p**2 + x))) + last
+    law = sdegen.Gaussian([m_p], math.sqrt(s_p**2 - sigma_min**2))  # which sigma_min then blurs
+    bound = sdegen.score_kl(*repeated(m, s, n), law.model(sdegen.CondOT(sigma_min)), draws=4, u_min=u_min)
+    assert abs(float(bound.value.mean() - exact)) < 4 * float(bound.value.std()) / math.sqrt(n)
+    assert float(bound.value.std()) / math.sqrt(n) < 0.01
 
 
 @pytest.mark.parametrize("path", PATHS, ids=repr)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -61,7 +62,7 @@ def test_a_decade_of_u_min_costs_the_same_wherever_it_is():
     found = [
         float(sdegen.score_kl(*repeated(4000), off_by(C), draws=64, u_min=10.0**-k).value.mean()) for k in (3, 6, 9)
     ]
-    for one, two in zip(found, found[1:], strict=False):
+    for one, two in pairwise(found):
         assert abs((two - one) / (C**2 * math.log(1000)) - 1) < 0.05
     with pytest.raises(ValueError, match=r"u_min must be a finite number in \(0.0, 1.0\), and it is 0"):
         sdegen.score_kl(*repeated(1), off_by(C), u_min=0)

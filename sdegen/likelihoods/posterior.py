@@ -47,6 +47,7 @@ from sdegen.likelihoods.continuous import errors, first_latent
 from sdegen.likelihoods.variational import check_draws, error_of_sum, stratified
 from sdegen.models.base import Cond, Model, instead_of_model
 from sdegen.models.exact import ExactModel
+from sdegen.models.laws import positive
 
 MOST = 0.25
 """The largest a: where s^2 is near 1, log((1+x)/(s^2+x)) would be no clock."""
@@ -87,20 +88,21 @@ def score_kl(
     cond: Cond = None,
     generator: Generators = None,
 ) -> Bound:
-    """An upper bound on KL(q || p) of a diagonal Gaussian q = N(mean, std^2) and a model's law p, in nats, differentiable.
+    """A differentiable upper bound on KL(q || p) of q = N(mean, diag std^2) and the law p of a model, in nats.
 
         KL(q || p) <= integral over u from u_min to u_noise of E|eps_q - eps_hat|^2 / (u (1-u)) du
-                      + KL( q at u_noise || N(0, u_noise^2) ) + E KL( q(z | y at u_min) || N(x_hat, (u_min/(1-u_min))^2) )
+                      + KL( q at u_noise || N(0, u_noise^2) )
+                      + E KL( q(z | y at u_min) || N(x_hat, (u_min/(1-u_min))^2) )
 
     with y = (1-u) z + u eps, z ~ q, eps_q = E[eps | y] in closed form and eps_hat the model's. p is the law of the
-    model's reverse SDE; `log_prob` gives the density of its ODE, which is another one unless the score is exact. With an
-    exact model on a path that ends in pure noise the bound is the divergence; where the path ends before that, it is
+    model's reverse SDE; `log_prob` gives the density of its ODE, which is another one unless the score is exact. With
+    an exact model on a path that ends in pure noise the bound is the divergence; where the path ends before that, it is
     off by what the law of the data there is from N(0, sigma^2). Only the ends of the path matter.
 
-    The outer two terms but for eps_hat are exact. The integral is estimated without bias at `draws` random clocks per
-    sample, each with a y of its own, two of them in each of draws/2 equal slices of a clock under which the integrand
-    stays bounded; the last term at two more. Gradients flow to `mean`, `std` and the parameters of the prior where they
-    are on, and every module stays in the mode it is in: this is a loss as well as a number.
+    The second term is exact. The integral is estimated without bias at `draws` random clocks per sample, each with a y
+    of its own, two of them in each of draws/2 equal slices of a clock under which the integrand stays bounded; what is
+    random in the last term at two more. Gradients flow to `mean`, `std` and the parameters of the prior where they are
+    on, and every module stays in the mode it is in: this is a loss as well as a number.
 
     Args:
         mean: of q, (B, *latent).
@@ -337,19 +339,6 @@ def checked_gaussian(mean: object, std: object, event: Sequence[int] | None) -> 
         )
     dtype = torch.promote_types(torch.promote_types(mean.dtype, std.dtype), torch.float32)
     return mean.to(dtype), positive(std.to(dtype))
-
-
-def positive(std: Tensor) -> Tensor:
-    """A deviation, after a ValueError unless it is positive; on an accelerator what is not is NaN."""
-    if std.device.type != "cpu":
-        return torch.where(std > 0, std, math.nan)
-    wrong = std[~(std > 0)]
-    if len(wrong):
-        raise ValueError(
-            f"std must be positive, and {len(wrong)} of its {std.numel()} values are not, the first of them "
-            f"{wrong[0]:g}: let the network give its logarithm, std = log_std.exp()."
-        )
-    return std
 
 
 def _refuse_non_finite(value: Tensor) -> None:

@@ -148,8 +148,29 @@ def test_a_module_is_asked_in_its_own_precision_and_in_the_mode_it_is_in():
         loss = sdegen.ratio_loss(Logit(3, 1).to(dtype), real, fake, sdegen.VPSDE())
         assert loss.dtype is torch.float32
         assert loss.shape == ()
-    loss = sdegen.ratio_loss(lambda x, t: x.sum(1), real.half(), fake, sdegen.VPSDE(), t=0.3)
+
+
+def test_times_are_not_rounded_to_half_precision():
+    net, path, real, noise = Seen(), sdegen.VESDE(), torch.randn(2, 4, 3).half(), torch.randn(4, 3).half()
+    loss = sdegen.ratio_loss(net, real[0], real[1], path, t=0.9003, noise=noise)
+    wide = torch.cat([path.perturb(x.float(), 0.9003, noise.float())[0] for x in real])
+    torch.testing.assert_close(net.seen[0][0], wide.half(), rtol=0, atol=0)
     assert loss.dtype is torch.float32
+
+
+def test_a_network_may_write_into_what_it_sees():
+    def net(x, *rest):
+        return x.mul_(2).sum(1)
+
+    real, fake, path = torch.randn(4, 2), torch.randn(8, 2), sdegen.VPSDE()
+    before = real.clone(), fake.clone()
+    for _ in range(2):
+        sdegen.ratio_loss(net, real, fake)
+        sdegen.ratio_loss(net, real, fake, path)
+        sdegen.contrastive_loss(net, real, fake.unflatten(0, (2, 4)))
+        sdegen.jsd(net, real, fake)
+    assert torch.equal(real, before[0])
+    assert torch.equal(fake, before[1])
 
 
 def test_gradients_reach_what_made_the_fakes():

@@ -50,6 +50,34 @@ def test_the_guided_density_is_the_target_s_own():
     torch.testing.assert_close(found, TARGET.log_prob(x), rtol=0, atol=1e-7)
 
 
+def test_a_short_training_corrects_a_model_of_other_data():
+    """The cookbook's: 84 to 97 % of the gap in ten trials."""
+    torch.set_default_dtype(torch.float32)
+    data, held_out, rough = TARGET.sample(4000).float(), TARGET.sample(500).float(), MODEL.model(sdegen.VPSDE())
+    fake, net = sdegen.sample(rough, (4000, 2), sdegen.Adams(10)), MLP(2, hidden=64, depth=2)
+    optimiser = torch.optim.Adam(net.parameters(), 1e-2)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, 200)
+
+    def logit(x_t, t):
+        return net(x_t, t).sum(1)
+
+    for _ in range(200):
+        i, j = torch.randint(4000, (2, 512))
+        loss = sdegen.ratio_loss(logit, data[i], fake[j], rough.path)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+    corrected = sdegen.Guided(rough, logit)
+    before, after = (sdegen.log_prob(m, held_out, sdegen.Adams(40)).mean() for m in (rough, corrected))
+    assert float(after - before) > 0.6 * float(TARGET.log_prob(held_out).mean() - before) > 0.3
+
+    at_the_data = [lambda x, f=f: f(x, torch.zeros(len(x))) for f in (logit, logit_of_target(rough.path))]
+    found, exact = (sdegen.jsd(f, held_out, fake) for f in at_the_data)
+    assert 4 * float(found.standard_error) < float(found.value)
+    assert float(found.value - exact.value) < 2 * float(exact.standard_error)  # on the same draws, and below on average
+
+
 @pytest.mark.slow
 def test_a_trained_logit_closes_most_of_the_gap():
     """In mean log p over 300 points of the target, 98 % where this was written; its loss is hardly above the least."""

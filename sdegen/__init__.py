@@ -75,6 +75,7 @@ from sdegen.training.couplings import Independent, OptimalTransport
 from sdegen.training.fitting import fit
 from sdegen.training.hybrid import hybrid_loss
 from sdegen.training.losses import EDMWeighting, LikelihoodWeighting, MinSNR, loss
+from sdegen.training.ratios import contrastive_loss, jsd, ratio_loss
 from sdegen.training.times import (
     ChainTimes,
     ClockTimes,
@@ -119,7 +120,7 @@ __all__ += ["Churn", "Langevin", "Renoised", "Restart"]
 __all__ += ["Ask", "Multistep", "OneStep", "Problem", "Result", "Row", "Solver", "Stage", "march"]
 __all__ += ["Grid", "KarrasGrid", "Layout", "PowerGrid", "StretchedGrid"]
 # Verbs: train, move, score
-__all__ += ["fit", "hybrid_loss", "loss"]
+__all__ += ["contrastive_loss", "fit", "hybrid_loss", "jsd", "loss", "ratio_loss"]
 __all__ += ["load", "load_state", "save"]
 __all__ += ["decode", "encode", "rectify", "sample", "sample_many", "solve", "straightness"]
 __all__ += ["compare", "energy_distance", "tune"]

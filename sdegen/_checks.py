@@ -269,11 +269,11 @@ def conditions_of_rows(cond: Mapping[str, object], rows: slice | Tensor, size: i
     return shared_again(received, received.shared)
 
 
-def noise_like(noise: object, x: Tensor, name: str = "noise") -> Tensor:
-    """The user's noise, finite (looked at on the CPU alone) and of the shape of `x`, in its dtype, on its device."""
+def noise_like(noise: object, x: Tensor, name: str = "noise", of: str = "x") -> Tensor:
+    """The user's noise, finite (looked at on the CPU alone) and shaped like `x`, called `of`; in its dtype, there."""
     noise = batch(name, noise, finite=isinstance(noise, Tensor) and noise.device.type == "cpu")
     if noise.shape != x.shape:
-        raise ValueError(f"{name} must have the shape of x, {tuple(x.shape)}, and it has {tuple(noise.shape)}.")
+        raise ValueError(f"{name} must have the shape of {of}, {tuple(x.shape)}, and it has {tuple(noise.shape)}.")
     return noise.to(x)
 
 

@@ -57,7 +57,7 @@ LAYERS = [  # a file imports only from rows above its own
     {"likelihoods.continuous", "likelihoods.quantised"},
     {"likelihoods.evaluation", "datasets"},
     {"training.couplings", "training.times"},
-    {"training.losses", "training.batches", "training.resuming"},
+    {"training.losses", "training.batches", "training.ratios", "training.resuming"},
     {"training.fitting"},
     {"plot.frame"},
     {"plot.points", "plot.curves", "plot.maps", "plot.images", "plot.errors"},

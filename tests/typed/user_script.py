@@ -158,6 +158,31 @@ def train(model: sdegen.ScoreModel, x: Tensor) -> None:
     assert len(seen) == 1
 
 
+class Discriminator(nn.Module):
+    """A logit: one number per row."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = MLP(2, hidden=8, depth=1)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        answer: Tensor = self.net(x, t)
+        return answer.sum(1)
+
+
+def ratios(model: sdegen.ScoreModel, x: Tensor) -> None:
+    """Real samples told from fakes: a discriminator that guides, its divergence, and a contrastive bound."""
+    fake, net = sdegen.sample(model, (2 * len(x), 2), sdegen.Adams(4)), Discriminator()
+    loss: Tensor = sdegen.ratio_loss(net, x, fake, model.path, generator=torch.Generator().manual_seed(0))
+    loss = loss + sdegen.ratio_loss(lambda x: x.sum(1), x, fake)
+    loss = loss + sdegen.contrastive_loss(lambda x: x.sum(1), x, fake.unflatten(0, (2, -1)))
+    loss.backward()
+    found: sdegen.Estimate = sdegen.jsd(lambda x: net(x, torch.zeros(len(x))), x, fake)
+    guided: sdegen.Guided = sdegen.Guided(model, net)
+    assert found.value.shape == found.standard_error.shape == ()
+    assert guided.eps(x, 0.5).shape == x.shape
+
+
 def sample(model: sdegen.ScoreModel) -> None:
     """Every solver; the ODE both ways; a solve with everything it returns."""
     shape, grid = (4, 2), sdegen.PowerGrid(2)
@@ -426,6 +451,7 @@ def main() -> None:
     model = sdegen.ScoreModel(MLP(2, hidden=8, depth=1), sdegen.VPSDE(), predicts="eps")
     exact()
     train(model, x)
+    ratios(model, x)
     sample(model)
     known_schemes(model)
     few_calls(model)

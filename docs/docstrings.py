@@ -27,7 +27,8 @@ PYTHON = re.compile(r"(?m)^\s*(@|def |class |import |from |for |return |with |\w
 BACKTICKED = re.compile(r"(``?[^`]+``?)")
 SIGNS = re.compile(r"(\*\w+\*)|[*|\\]|(?<=\w)_(?!\w)")  # *this* is emphasis
 ARXIV = re.compile(r"arXiv:(\d{4}\.\d{4,5})")
-LEAVES = ("sdegen.nets", "sdegen.datasets", "sdegen.interop", "sdegen.interop.diffusers", "sdegen.plot")
+INTEROP = ("sdegen.interop", "sdegen.interop.diffusers", "sdegen.interop.zuko", "sdegen.interop.sklearn")
+LEAVES = ("sdegen.nets", "sdegen.datasets", *INTEROP, "sdegen.plot")
 
 
 def public_names() -> list[tuple[str, str]]:

@@ -16,7 +16,7 @@ import sdegen
 DOCS = Path(__file__).parent.parent / "docs"
 public_names = run_path(str(DOCS / "docstrings.py"))["public_names"]  # what the pages show
 NEEDS = {"digits": "sklearn", "FlowDequantiser": "zuko", "sdegen.interop.diffusers": "diffusers"}
-NEEDS |= {"sdegen.plot": "matplotlib"}
+NEEDS |= {"sdegen.plot": "matplotlib", "sdegen.interop.zuko": "zuko", "sdegen.interop.sklearn": "sklearn"}
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 FINDER = doctest.DocTestFinder(exclude_empty=True)
 

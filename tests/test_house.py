@@ -64,7 +64,7 @@ LAYERS = [  # a file imports only from rows above its own
     {"plot.film"},
     {"plot"},
     {"interop.adapted"},
-    {"interop.edm", "interop.flow_libraries", "interop.zuko", "interop.diffusers.schedules"},
+    {"interop.edm", "interop.flow_libraries", "interop.zuko", "interop.sklearn", "interop.diffusers.schedules"},
     {"interop.diffusers.loading", "interop.diffusers.spacings", "interop.diffusers.storing"},
     {"interop.diffusers.adams_scheduler", "interop.diffusers.pipelines"},
     {"interop.diffusers"},

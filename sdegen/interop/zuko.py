@@ -1,14 +1,21 @@
-"""Flows of zuko as dequantisers: where in its cell a quantised value is taken to lie, learned from the density.
+"""Flows of zuko: as the source or the prior of a model, and as dequantisers.
 
-A flow q(v | c) over R^d, conditional on features c of the whole numbers n, gives the law
+A flow is a map f from data to the noise of its base, with a base of independent normals:
+
+    log q(x) = log base(f(x)) + log |det df/dx|,   x = f^-1(z) with z from the base
+
+`source` takes one over x itself. `FlowDequantiser` takes one conditional on features c of the whole numbers n, to say
+where in its cell a quantised value is taken to lie,
 
     u = Phi(v),   log r(u | n) = log q(v | c) - sum over i of log phi(v_i)
 
 on [0, 1)^d, with Phi and phi the standard normal's distribution function and density: where q is standard normal, r is
 uniform. An untrained flow is near that, and training takes it from there to r proportional to p(y), at which a single
-draw gives the probability of n itself. zuko is not imported here: pip install 'sdegen[flows]'.
+draw gives the probability of n itself. zuko is imported by `source` alone, when it is called:
+pip install 'sdegen[flows]'.
 
 References:
+    Normalizing Flows for Probabilistic Modeling and Inference, Papamakarios et al., 2021, arXiv:1912.02762.
     Flow++: Improving Flow-Based Generative Models with Variational Dequantization and Architecture Design, Ho et al.,
     2019, arXiv:1902.00275.
 """
@@ -16,19 +23,28 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 
+from sdegen import _checks
 from sdegen._shapes import Generators, event_size, normal
 from sdegen.likelihoods.quantised import Quantized
 
+__all__ = ["FlowSource", "source"]  # FlowDequantiser is sdegen.interop's
+
+MISSES = 0.01
+"""How far f(f^-1(z)) may lie from z, of order one: five points find the inverses that are no inverses."""
+
 
 class _Inverse(Protocol):
-    """z to v, with the logarithm of |det dv/dz|."""
+    """z to v, alone or with the logarithm of |det dv/dz|."""
+
+    def __call__(self, z: Tensor) -> Tensor: ...
 
     def call_and_ladj(self, z: Tensor) -> tuple[Tensor, Tensor]: ...
 
@@ -36,12 +52,179 @@ class _Inverse(Protocol):
 class _Transform(Protocol):
     inv: _Inverse
 
+    def __call__(self, v: Tensor) -> Tensor: ...
+
 
 class _Law(Protocol):
     """What a flow of zuko returns for its context: v = transform.inv(z) with z from the base."""
 
     transform: _Transform
     base: Distribution
+    event_shape: torch.Size
+
+    def log_prob(self, v: Tensor) -> Tensor: ...
+
+
+def source(flow: nn.Module) -> FlowSource:
+    """A flow of zuko as a law of the noise end: `Interpolant(CondOT(), source(flow))`, or `prior=` of a likelihood.
+
+    A flow that is fitted to the data first leaves the model less to do; the flow's weights stay its own, and neither
+    `loss` nor `fit` trains them:
+
+        flow = zuko.flows.NSF(features=2)
+        ...  # raise flow().log_prob(x).mean()
+        path = sdegen.Interpolant(sdegen.CondOT(), sdegen.interop.zuko.source(flow))
+        model = sdegen.ScoreModel(net, path, "velocity")
+        loss = sdegen.loss(model, x)
+
+    Args:
+        flow: an unconditional flow of zuko with a normal base, such as NICE, RealNVP, MAF and NSF, called as flow().
+            Events of several axes are flattened for it.
+
+    Returns:
+        the law, with `.sample(shape, generator)` and `.log_prob(z)`.
+
+    Raises:
+        ImportError: zuko is not installed.
+        TypeError: for what is no flow of zuko, or one whose base is not normal.
+        ValueError: for a flow that needs a context, has a batch of laws, estimates its density, or whose inverse is
+            none, as that of an untrained GF, cut off at 10.
+
+    Examples:
+        >>> import zuko
+        >>> from sdegen.interop.zuko import source
+        >>> path = sdegen.Interpolant(sdegen.CondOT(), source(zuko.flows.NSF(features=2)))
+        >>> model = sdegen.ScoreModel(lambda x, t: 0 * x, path, "velocity")  # it leaves the noise where it is
+        >>> x = sdegen.sample(model, (3, 2), sdegen.Adams(4))
+        >>> bool((sdegen.log_prob(model, x) - path.source.log_prob(x)).abs().max() < 1e-4)
+        True
+
+    References:
+        Normalizing Flows for Probabilistic Modeling and Inference, Papamakarios et al., 2021, arXiv:1912.02762.
+    """
+    return FlowSource(flow)
+
+
+@dataclass(frozen=True)
+class FlowSource:
+    """The law of an unconditional flow of zuko: what `source` returns.
+
+    log q(x) = log base(f(x)) + log |det df/dx|,   x = f^-1(z) with z from the base
+
+    It works in the dtype and on the device of the flow, `flow.to(...)` moves it, and it follows the flow's training.
+
+    Attributes:
+        flow: the flow.
+        event_size: the number of values of one sample.
+
+    Examples:
+        >>> import zuko
+        >>> from sdegen.interop.zuko import FlowSource
+        >>> FlowSource(zuko.flows.RealNVP(features=4)).sample((3, 1, 2, 2)).shape
+        torch.Size([3, 1, 2, 2])
+    """
+
+    flow: nn.Module
+    event_size: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        with torch.no_grad():
+            object.__setattr__(self, "event_size", math.prod(_checked_law(self.flow).event_shape))
+
+    def __repr__(self) -> str:
+        return f"FlowSource({type(self.flow).__name__} over {self.event_size} values)"
+
+    def sample(self, shape: Sequence[int], generator: Generators = None) -> Tensor:
+        """Draws from the flow, without a gradient.
+
+        Args:
+            shape: (B, *event).
+            generator: a torch.Generator on the device of the flow, one per sample, or None for torch's global one.
+
+        Returns:
+            A tensor of `shape`, in the dtype and on the device of the flow.
+
+        Raises:
+            TypeError: for a shape or generators of another kind.
+            ValueError: for an event of another size than the flow's, or generators of another number or device.
+        """
+        shape = _checks.batch_shape(shape)
+        self._check_size("A sample of shape", shape)
+        with torch.no_grad():
+            law = self._law()
+            base = _normal_base(law.base)
+            loc = base.loc
+            _checks.generators(generator, shape[0], loc.device)
+            z = loc + base.scale * normal((shape[0], *loc.shape), generator, loc.dtype, loc.device)
+            return law.transform.inv(z).reshape(shape)
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Log-density of `z` (B, *event), in nats, shape (B,), in the dtype of `z` and on its device.
+
+        Gradients reach `z` and the flow's parameters.
+        """
+        self._check_size("z of shape", _checks.batch("z", z, finite=False).shape)
+        law = self._law()
+        return law.log_prob(z.to(_normal_base(law.base).loc).reshape(len(z), *law.event_shape)).to(z)
+
+    def _law(self) -> _Law:
+        law: _Law = self.flow()
+        return law
+
+    def _check_size(self, what: str, shape: Sequence[int]) -> None:
+        if event_size(shape) != self.event_size:
+            raise ValueError(
+                f"{what} {tuple(shape)} has {event_size(shape)} values a sample, and the flow is one over "
+                f"{self.event_size}."
+            )
+
+
+def _checked_law(flow: object) -> _Law:
+    """What flow() returns, where that is one law with a density, and with draws that follow it."""
+    try:
+        from zuko.distributions import NormalizingFlow
+    except ImportError as error:
+        raise ImportError("source needs zuko, which is not installed: pip install 'sdegen[flows]'.") from error
+    if not isinstance(flow, nn.Module):
+        raise TypeError(f"flow must be a flow of zuko, called as flow(), and it is {_checks.described(flow)}.")
+    _refuse_estimates(flow, "a log-density must be the same at every call")
+    name = type(flow).__name__
+    try:
+        law = flow()
+    except Exception as error:
+        raise TypeError(f"flow must be a flow of zuko, called as flow(), and {name} says: {_words(error)}.") from error
+    if not isinstance(law, NormalizingFlow):
+        raise TypeError(f"flow() must be a NormalizingFlow of zuko, and {name} returns {type(law).__name__}.")
+    if _normal_base(law.base).loc.shape != law.base.event_shape:
+        raise ValueError(f"flow() must be one law, and that of {name} is a batch of {tuple(law.base.batch_shape)}.")
+    _check_inverse(law, name)
+    return cast(_Law, law)
+
+
+def _check_inverse(law: _Law, name: str) -> None:
+    """A ValueError unless the map works without a context, and is undone by its inverse where the draws are."""
+    base = _normal_base(law.base)
+    steps = torch.linspace(-2, 2, 5, dtype=base.loc.dtype, device=base.loc.device)
+    z = base.loc + base.scale * steps.reshape(5, *[1] * base.loc.ndim)
+    try:
+        apart = (law.transform(law.transform.inv(z)) - z) / base.scale
+    except Exception as error:
+        raise ValueError(f"flow must be one without a context, and {name} says: {_words(error)}.") from error
+    if apart.device.type == "cpu" and not (missed := float(apart.abs().max())) <= MISSES:
+        raise ValueError(
+            f"The inverse of {name} is none, so its draws would not follow its density: from z to x and back, z within "
+            f"two deviations of the base's mean is missed by up to {missed:.2g} of them."
+        )
+
+
+def _words(error: Exception) -> str:
+    return str(error).rstrip(".") or type(error).__name__
+
+
+def _refuse_estimates(flow: nn.Module, why: str) -> None:
+    """A ValueError for a flow that answers with a random estimate of its density."""
+    if any(getattr(part, "exact", True) is False for part in flow.modules()):
+        raise ValueError(f"The flow estimates its own density, exact=False, and {why}: build it with exact=True.")
 
 
 class FlowDequantiser(nn.Module):
@@ -91,11 +274,7 @@ class FlowDequantiser(nn.Module):
             raise TypeError(f"quantized must be a Quantized, such as Quantized(256), and it is {quantized!r}.")
         if features is not None and not callable(features):
             raise TypeError(f"features must be a function of n, and it is {features!r}.")
-        if any(getattr(part, "exact", True) is False for part in flow.modules()):
-            raise ValueError(
-                "The flow estimates its own density, exact=False, and the noise of an estimate raises the mean of the "
-                "weights, which then bounds nothing: build it with exact=True."
-            )
+        _refuse_estimates(flow, "the noise of an estimate raises the mean of the weights, which then bounds nothing")
         self.flow = flow
         self.quantized = quantized
         self.features = features
@@ -115,7 +294,9 @@ class FlowDequantiser(nn.Module):
             ValueError: for values off the levels, or a flow over another number of values.
         """
         law, d = self._law(n), event_size(n.shape)
-        base = _normal_base(law.base, d)
+        base = _normal_base(law.base)
+        if law.base.event_shape != (d,):
+            raise ValueError(f"n has {d} values a sample, and the flow is one over {math.prod(law.base.event_shape)}.")
         z = base.loc + base.scale * normal((len(n), d), generator, base.loc.dtype, base.loc.device)
         v, stretch = law.transform.inv.call_and_ladj(z)
         u = torch.special.ndtr(v).clamp(max=1 - torch.finfo(v.dtype).eps / 2)
@@ -156,11 +337,9 @@ class FlowDequantiser(nn.Module):
         return ((q.centre(n) - q.low) * (2 / (q.high - q.low)) - 1).flatten(1)
 
 
-def _normal_base(base: Distribution, d: int) -> Normal:
-    """The law of the flow's noise, d independent normals for every sample."""
+def _normal_base(base: Distribution) -> Normal:
+    """The law of the flow's noise, independent normals."""
     inner = base.base_dist if isinstance(base, Independent) else base
     if not isinstance(inner, Normal):
         raise TypeError(f"The flow's base must be normal, as NSF's and MAF's are, and it is {base!r}.")
-    if base.event_shape != (d,):
-        raise ValueError(f"n has {d} values a sample, and the flow is one over {math.prod(base.event_shape)}.")
     return inner

@@ -208,7 +208,7 @@ def log_likelihood(
     fresh = solver.takes_fresh_probes and coarser is None
     ends = interval(model, "noise", u, solver.span)
     warn_of_tiny_alpha(model, *ends, fixed=solver.span is not None)
-    end = _End(_checked_prior(prior, model, ends[1]), prior is not None, data)
+    end = _End(_checked_prior(prior, model, ends[1], event_size(x.shape)), prior is not None, data)
     parts = []
     with solving(model, differentiable), nullcontext() if trace == Hutchinson(1) else uncompiled():
         for rows, own_bar in under_bar(list(batch_parts(x, batch_size)), progress):
@@ -439,10 +439,14 @@ def _checked_data(data: Tensor | None, x: Tensor, model: Model) -> Tensor | None
     return data if model.standardize is None else model.standardize(data)
 
 
-def _checked_prior(prior: Density | None, model: Model, u: float) -> Density:
+def _checked_prior(prior: Density | None, model: Model, u: float, d: int) -> Density:
+    """The law at the noise end; one that tells its `event_size` is held to the data's before any network call."""
     prior = model.path.prior_at(u) if prior is None else prior
     if not callable(getattr(prior, "log_prob", None)):
         raise TypeError(f"prior must have a method log_prob(x) -> (B,), and {prior!r} has none.")
+    size = getattr(prior, "event_size", d)
+    if size != d:
+        raise ValueError(f"x has {d} values a sample, and the prior is a law over {size}: {prior!r}.")
     return prior
 
 

@@ -222,6 +222,11 @@ def leaves() -> None:
     net: sdegen.nets.MLP = sdegen.nets.MLP(2)
     x = sdegen.datasets.two_moons(8)
     print(net(x, torch.zeros(8)).shape, sdegen.interop.diffusers.spacing.__name__, sdegen.plot.__name__)
+    to_source: Callable[[nn.Module], sdegen.interop.zuko.FlowSource] = sdegen.interop.zuko.source
+    to_law: Callable[[object], sdegen.GaussianMixture] = sdegen.interop.sklearn.from_mixture
+    for call in (to_source, to_law):
+        with contextlib.suppress(TypeError, ImportError):  # where what they take is not installed
+            call(net)
     with contextlib.suppress(AttributeError):
         sdegen.smaple  # type: ignore[attr-defined]  # noqa: B018
 

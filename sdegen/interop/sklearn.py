@@ -1,0 +1,96 @@
+"""Mixtures fitted with scikit-learn as exact targets: pip install 'sdegen[examples]'.
+
+scikit-learn fits sum_k w_k N(m_k, S_k), and stores S_k in the shape that its `covariance_type` says:
+
+    "full" (K, d, d)      "tied" (d, d), one for all      "diag" (K, d)      "spherical" (K,)
+
+It is imported by `from_mixture` alone, when it is called.
+
+References:
+    Variational Inference for Dirichlet Process Mixtures, Blei and Jordan, 2006, Bayesian Analysis 1(1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from sdegen import _checks
+from sdegen.models.exact import GaussianMixture
+
+
+def from_mixture(fitted: object) -> GaussianMixture:
+    """A mixture fitted with scikit-learn as a `GaussianMixture`: a density, samples, and the exact model on any path.
+
+    Of a sklearn.mixture.GaussianMixture it is the same density: `.log_prob(x)` is `fitted.score_samples(x)`. Of a
+    BayesianGaussianMixture, with a Dirichlet process or distribution over its weights, it is the plug-in density
+
+        sum_k w_k N(x; m_k, S_k),   w_k = E_q[pi_k],  m_k = E_q[mu_k],  S_k^-1 = E_q[Lambda_k]
+
+    with q the fitted posterior and w normalised over the components there are. There `fitted.score_samples(x)` is
+    another number, log sum_k exp(E_q[log pi_k] + E_q[log N(x; mu_k, Lambda_k^-1)]): the expectation stands outside the
+    logarithm, so that it lies below the plug-in's at every x, and its exponential integrates to less than one.
+
+    Components that the fit has left without data are kept, with the little weight they have: far from the data their
+    tails are the density. Only those whose weight is 0 are left out. To keep the modes alone:
+
+        kept = fitted.weights_ > 0.01
+        modes = sdegen.GaussianMixture(fitted.means_[kept], weights=fitted.weights_[kept],
+                                       covariances=fitted.covariances_[kept])  # where these are "full"
+
+    Args:
+        fitted: a GaussianMixture or BayesianGaussianMixture of scikit-learn, after .fit(X), X of shape (n, d).
+
+    Returns:
+        the mixture over events of shape (d,), in the dtype of the fit.
+
+    Raises:
+        ImportError: scikit-learn is not installed.
+        TypeError: for what is no mixture of scikit-learn.
+        ValueError: for one that has not been fitted, or whose numbers are no mixture of the type that it names.
+
+    Examples:
+        >>> from sklearn.mixture import GaussianMixture
+        >>> from sdegen.interop.sklearn import from_mixture
+        >>> x = torch.tensor([[-2.0], [-1.0], [0.0], [1.0], [7.0], [8.0]])
+        >>> law = from_mixture(GaussianMixture(2, random_state=0).fit(x.numpy()))
+        >>> law.model(sdegen.VPSDE()).score(x, 0.5).shape, law.sample(5).shape
+        (torch.Size([6, 1]), torch.Size([5, 1]))
+
+    References:
+        Variational Inference for Dirichlet Process Mixtures, Blei and Jordan, 2006, Bayesian Analysis 1(1).
+    """
+    try:
+        from sklearn import mixture
+    except ImportError as error:
+        raise ImportError(
+            "from_mixture needs scikit-learn, which is not installed: pip install 'sdegen[examples]'."
+        ) from error
+    if not isinstance(fitted, (mixture.GaussianMixture, mixture.BayesianGaussianMixture)):
+        raise TypeError(
+            "fitted must be a GaussianMixture or BayesianGaussianMixture of scikit-learn, and it is "
+            f"{_checks.described(fitted)}."
+        )
+    numbers = ("weights_", "means_", "covariances_")
+    if not all(hasattr(fitted, name) for name in numbers):
+        raise ValueError(f"fitted must be what .fit(X) leaves, and {fitted!r} has not been fitted.")
+    weights, means, covariances = (torch.as_tensor(getattr(fitted, name)) for name in numbers)
+    kind = str(fitted.covariance_type)
+    _check_shape(kind, covariances, *means.shape)
+    kept = weights != 0
+    components = covariances if kind == "tied" else covariances[kept]
+    if kind in ("full", "tied"):
+        return GaussianMixture(means[kept], weights=weights[kept], covariances=components)
+    return GaussianMixture(means[kept], components.sqrt(), weights[kept])
+
+
+def _check_shape(kind: str, covariances: Tensor, K: int, d: int) -> None:
+    """A ValueError unless the covariances have the shape that their type says: it may be set after the fit."""
+    shapes: dict[str, Sequence[int]] = {"full": (K, d, d), "tied": (d, d), "diag": (K, d), "spherical": (K,)}
+    if kind not in shapes or covariances.shape != shapes[kind]:
+        raise ValueError(
+            f"covariance_type is {kind!r}, and the covariances of these {K} components in {d} dimensions have shape "
+            f"{tuple(covariances.shape)}: it must be the one of {', '.join(map(repr, shapes))} that was fitted."
+        )

@@ -20,12 +20,14 @@ from sdegen.likelihoods.decoders import Discretized
 from sdegen.likelihoods.density import LogLikelihood, log_likelihood, log_prob
 from sdegen.likelihoods.entropy import EntropyForm, entropy_form
 from sdegen.likelihoods.evaluation import Evaluation, evaluate
+from sdegen.likelihoods.posterior import Bound, score_kl
 from sdegen.likelihoods.quantised import DiscreteLogProb, Quantized, discrete_log_prob
 from sdegen.likelihoods.variational import IWAE, VLB, iwae, vlb
 from sdegen.likelihoods.weighted import Estimate, Importance, importance
 from sdegen.models.base import Model
 from sdegen.models.exact import Gaussian, GaussianMixture
 from sdegen.models.guidance import ClassifierFree, Clipped, Guided
+from sdegen.models.latent import LatentModel
 from sdegen.models.model import ScoreModel
 from sdegen.models.observed import Observed
 from sdegen.models.preconditioned import Preconditioned
@@ -113,7 +115,7 @@ __all__ = ["__version__"]
 __all__ += ["DDPM", "EDM", "VESDE", "VPSDE", "CosineVPSDE", "GaussianPath", "SubVPSDE"]
 __all__ += ["CondOT", "Interpolant", "Retimed", "Trigonometric"]
 __all__ += ["Gaussian", "GaussianMixture", "Model", "Preconditioned", "ScoreModel", "Wrapped", "vector_field"]
-__all__ += ["ClassifierFree", "Clipped", "Guided", "Observed"]
+__all__ += ["ClassifierFree", "Clipped", "Guided", "LatentModel", "Observed"]
 __all__ += ["DDIM", "Adams", "AdamsUntil", "Ancestral", "ODESolver", "SDESolver", "StochasticAdams"]
 __all__ += ["DEIS", "DPMSolver", "Heun", "SASolver", "UniPC"]
 __all__ += ["Churn", "Langevin", "Renoised", "Restart"]
@@ -125,10 +127,10 @@ __all__ += ["load", "load_state", "save"]
 __all__ += ["decode", "encode", "rectify", "sample", "sample_many", "solve", "straightness"]
 __all__ += ["compare", "energy_distance", "tune"]
 __all__ += ["continuous_vlb", "discrete_log_prob", "entropy_form", "evaluate", "importance", "iwae"]
-__all__ += ["log_likelihood", "log_prob", "optimal_variance", "vlb"]
+__all__ += ["log_likelihood", "log_prob", "optimal_variance", "score_kl", "vlb"]
 # Values: given to verbs, returned and raised by them
 __all__ += ["Discretized", "Exact", "Hutchinson", "Quantized", "Shared", "Slopes", "Standardize"]
 __all__ += ["ChainTimes", "ClockTimes", "LikelihoodTimes", "LogNormalTimes", "LowDiscrepancyTimes", "UniformTimes"]
 __all__ += ["EDMWeighting", "Independent", "LikelihoodWeighting", "MinSNR", "OptimalTransport"]
-__all__ += ["IWAE", "VLB", "AccuracyWarning", "Comparison", "DiscreteLogProb", "EntropyForm", "Estimate"]
+__all__ += ["IWAE", "VLB", "AccuracyWarning", "Bound", "Comparison", "DiscreteLogProb", "EntropyForm", "Estimate"]
 __all__ += ["Evaluation", "Importance", "LogLikelihood", "NonFiniteError", "Samples", "Solution", "seeds"]

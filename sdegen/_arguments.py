@@ -116,7 +116,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     """No gradients, no inference mode, and every module of the model in eval mode, put back as it was afterwards."""
     training = [module for module in model.modules() if module.training]
     for module in model.modules():
-        for name in ("net", "log_weight", "A"):
+        for name in ("net", "log_weight", "A", "encoder", "decoder"):
             _warn_of_hidden_modules(name, getattr(module, name, None))
     with torch.inference_mode(False), torch.no_grad():
         try:

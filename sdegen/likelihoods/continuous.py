@@ -16,9 +16,10 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -98,7 +99,7 @@ def continuous_vlb(
     scored_by = decoder_of(decoder, x)
     check_draws(draws)
     low, high = interval(model, "noise", u)
-    latents = _first_latent(model.path, u_min, low, high), high
+    latents = first_latent(model.path, u_min, low, high), high
     with evaluating(model):
         parts = under_bar(list(batch_parts(x, batch_size)), progress)
         terms = [_terms(model, data.part(rows), latents, scored_by, draws, own_bar) for rows, own_bar in parts]
@@ -114,18 +115,37 @@ def _terms(
     """
     y, (u_min, u_max) = data.y, latents
     top, bottom = log1p_snr(torch.tensor([u_min, u_max], dtype=torch.float64)).tolist()
-    clocks = [clock_at_log1p_snr(top + (bottom - top) * fraction) for fraction in stratified(data, draws)]
+    clocks = [clock_at_log1p_snr(top + (bottom - top) * fraction) for fraction in stratified(y, data.generator, draws)]
     first = torch.full_like(clocks[0], u_min)
-    errors = _errors(model, data, [*clocks, first], progress)
-    integrand = [((1 - u) ** 2 + u**2) / 2 * sum_event(error**2) for u, error in islice(errors, draws)]
-    ((_, error),) = errors
+    missed = errors(model, data, [*clocks, first], progress)
+    integrand = [((1 - u) ** 2 + u**2) / 2 * sum_event(error**2) for u, error in islice(missed, draws)]
+    ((_, error),) = missed
     transitions = (top - bottom) / draws * torch.stack(integrand, 1)
     std = torch.full_like(first[:1], u_min / (1 - u_min))
     decoded = nats(decoder, y, y - u_min * error, std)
     return Terms(data.prior(u_max), transitions, error_of_sum(transitions), decoded)
 
 
-def _errors(model: Model, data: Data, clocks: Sequence[Tensor], progress: bool) -> Iterator[tuple[Tensor, Tensor]]:
+class Noised(Protocol):
+    """What is noised: data, see `Data`, or a law of them."""
+
+    @property
+    def y(self) -> Tensor:
+        """Like a state, (B, *event)."""
+
+    @property
+    def cond(self) -> Mapping[str, object]:
+        """What the network receives."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the network's input, unless its parameters have their own."""
+
+    def noised(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """A state at the clocks `u` (B,), and D = eps - x there, or what is expected of it."""
+
+
+def errors(model: Model, data: Noised, clocks: Sequence[Tensor], progress: bool) -> Iterator[tuple[Tensor, Tensor]]:
     """(u, D_hat - D) at `clocks`, one per sample (B,), each with an eps of its own: one network call each."""
     every, size = torch.cat([*clocks]), len(data.y)
     plan = model.plan(data.y, every, None, -torch.ones_like(every), torch.ones_like(every))
@@ -138,7 +158,7 @@ def _errors(model: Model, data: Data, clocks: Sequence[Tensor], progress: bool) 
             step_done()
 
 
-def _first_latent(path: GaussianPath, u_min: float | None, low: float, high: float) -> float:
+def first_latent(path: GaussianPath, u_min: float | None, low: float, high: float) -> float:
     """The clock of the first latent: that of noised data, of a chain's first step, or a small one."""
     if u_min is None and low > 0:
         return low

@@ -31,7 +31,7 @@ from sdegen import _checks
 from sdegen._arguments import batch_parts, evaluating, scale_at
 from sdegen._checks import NonFiniteError
 from sdegen._shapes import Generators, event_size, sum_event, summary, uniform
-from sdegen.likelihoods.chain import Answer, ChainOnData, Data, data_of_bound, fitted
+from sdegen.likelihoods.chain import Answer, ChainOnData, data_of_bound, fitted
 from sdegen.likelihoods.decoders import Decoder, Discretized, decoder_of
 from sdegen.models.base import Cond, Model
 from sdegen.paths.gaussian import log1p_snr
@@ -340,15 +340,15 @@ def _random_steps(laid: ChainOnData, draws: int) -> tuple[list[Tensor], Tensor]:
     shares = (lost / lost.sum()).to(data.y)
     edges = torch.cumsum(shares, 0)
     chosen = [
-        torch.clamp(torch.searchsorted(edges, fraction), max=len(shares) - 1) for fraction in stratified(data, draws)
+        torch.clamp(torch.searchsorted(edges, fraction), max=len(shares) - 1)
+        for fraction in stratified(data.y, data.generator, draws)
     ]
     return [i + 2 for i in chosen], draws * torch.stack([shares[i] for i in chosen], 1)
 
 
-def stratified(data: Data, draws: int) -> list[Tensor]:
-    """`draws` vectors (B,) of numbers in (0, 1], two in each of draws/2 equal slices."""
-    y = data.y
-    return [(j // 2 + uniform(len(y), data.generator, y.dtype, y.device)) / (draws // 2) for j in range(draws)]
+def stratified(y: Tensor, generator: Generators, draws: int) -> list[Tensor]:
+    """`draws` vectors (B,) of numbers in (0, 1], two in each of draws/2 equal slices, for the rows of `y`."""
+    return [(j // 2 + uniform(len(y), generator, y.dtype, y.device)) / (draws // 2) for j in range(draws)]
 
 
 def error_of_sum(terms: Tensor) -> Tensor:

@@ -338,6 +338,19 @@ def read(model: sdegen.ScoreModel, x: Tensor) -> None:
     assert hybrid.ndim == 0
 
 
+def latent(model: sdegen.ScoreModel, x: Tensor) -> None:
+    """A model of latents, trained and scored."""
+    autoencoder = sdegen.LatentModel(lambda x: (x, 0 * x + 0.5), lambda z: (z, 0 * z + 1), model, latent_shape=(2,))
+    loss: Tensor = autoencoder.loss(x, draws=2)
+    divergence: sdegen.Bound = sdegen.score_kl(x, torch.full_like(x, 0.5), model, draws=4)
+    solver = sdegen.ODESolver("rk4", steps=2)
+    elbo: sdegen.Bound = autoencoder.elbo(x, draws=2, solver=solver)
+    tighter: sdegen.IWAE = autoencoder.iwae(x, 2, solver=solver)
+    assert loss.ndim == 0
+    assert divergence.value.shape == elbo.value.shape == tighter.log_prob.shape
+    assert autoencoder.sample(3, sdegen.Adams(3)).shape == (3, 2)
+
+
 def many(model: sdegen.ScoreModel, directory: str) -> None:
     """Samples on the disk, and the same ones in memory."""
     samples: sdegen.Samples = sdegen.sample_many(model, (9, 2), sdegen.Adams(3), directory=directory, batch_size=4)
@@ -462,6 +475,7 @@ def main() -> None:
     few_calls(model)
     choose(model, x)
     read(model, x)
+    latent(model, x)
     flow(x)
     images()
     quantised(model)

@@ -1,0 +1,350 @@
+"""How far an encoder's posterior is from a score prior: a bound on the Kullback-Leibler divergence, with gradients.
+
+q is the diagonal Gaussian N(m, diag s^2) of a latent z, p the law of a model. Noised along the path, q stays Gaussian,
+and what is expected of its noise has a closed form. In straight coordinates y = (1-u) z + u eps, with V the variance,
+
+    y ~ N((1-u) m, V),   V = (1-u)^2 s^2 + u^2            eps_q = u (y - (1-u) m) / V
+
+    KL(q || p) <= integral over u from u_min to u_noise of E|eps_q - eps_hat|^2 / (u (1-u)) du
+                  + KL( q at u_noise || N(0, u_noise^2) ) + E KL( q(z | y at u_min) || N(x_hat, (u_min/(1-u_min))^2) )
+
+p being the law of the model's reverse SDE, from N(0, u_noise^2) down to u_min, and of a draw about x_hat there. For an
+exact model |eps_q - eps_hat|^2 falls like u^2 at the data and like (1-u)^2 in pure noise: u_min is 0, nothing is drawn
+about x_hat, and the integral is d/du KL between the two noised laws, so that the bound is the divergence itself but for
+the prior's law at the noise end. A network's error does not vanish at u = 0, its integral grows like log 1/u_min, and
+u_min must stay above 0.
+
+Where a path starts at data noised to a deviation of sigma_0, as `VESDE` does, z is the state there, as in `sample` and
+`log_prob`: s^2 - sigma_0^2 stands for s^2 in V, u_min is the path's own start, and nothing is drawn about x_hat.
+
+The integral is estimated at random clocks. With x = (u/(1-u))^2 they are even in w = log((1+x)/(a+x)), for which
+
+    |dw/du| E ... = 1/2 ((1-u)^2 + u^2) (a (1-u)^2 + u^2) / ((1-a) u^2) E|D_q - D_hat|^2,   D = eps - x,
+
+is bounded: a is the harmonic mean of s^2, at most 1/4, under an exact model, whose integrand has that shape for p =
+N(0, I), and 0 under a network, which makes w the log(1 + SNR) of `continuous_vlb`.
+
+References:
+    Score-based Generative Modeling in Latent Space, Vahdat et al., 2021, arXiv:2106.05931.
+    Variational Diffusion Models, Kingma et al., 2021, arXiv:2107.00630.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sdegen import _checks
+from sdegen._arguments import interval, scale_at
+from sdegen._checks import NonFiniteError
+from sdegen._shapes import Generators, like, normal, sum_event, summary
+from sdegen.likelihoods.continuous import errors, first_latent
+from sdegen.likelihoods.variational import check_draws, error_of_sum, stratified
+from sdegen.models.base import Cond, Model, instead_of_model
+from sdegen.models.exact import ExactModel
+from sdegen.models.laws import positive
+
+MOST = 0.25
+"""The largest a: where s^2 is near 1, log((1+x)/(s^2+x)) would be no clock."""
+
+
+@dataclass(frozen=True, eq=False)
+class Bound:
+    """A bound for every sample of a batch, in nats, that holds in expectation; of what, says the verb that returns it.
+
+    Attributes:
+        kind: "bound".
+        value: an unbiased estimate of the bound, (B,), with gradients where they were on.
+        standard_error: how far its draws leave `value` from its expectation, (B,), without a gradient; None for a
+            single draw, which shows no spread.
+
+    Examples:
+        >>> prior = sdegen.Gaussian([0.0], 1.0).model(sdegen.CondOT())
+        >>> bound = sdegen.score_kl(torch.zeros(3, 1), torch.full((3, 1), 0.5), prior)
+        >>> bound.kind, bound
+        ('bound', Bound(value=Tensor(3,), standard_error=Tensor(3,)))
+    """
+
+    kind: ClassVar[str] = "bound"
+
+    value: Tensor
+    standard_error: Tensor | None = None
+
+    __repr__ = summary
+
+
+def score_kl(
+    mean: Tensor,
+    std: Tensor,
+    prior: Model,
+    *,
+    draws: int = 64,
+    u_min: float | None = None,
+    cond: Cond = None,
+    generator: Generators = None,
+) -> Bound:
+    """A differentiable upper bound on KL(q || p) of q = N(mean, diag std^2) and the law p of a model, in nats.
+
+        KL(q || p) <= integral over u from u_min to u_noise of E|eps_q - eps_hat|^2 / (u (1-u)) du
+                      + KL( q at u_noise || N(0, u_noise^2) )
+                      + E KL( q(z | y at u_min) || N(x_hat, (u_min/(1-u_min))^2) )
+
+    with y = (1-u) z + u eps, z ~ q, eps_q = E[eps | y] in closed form and eps_hat the model's. p is the law of the
+    model's reverse SDE; `log_prob` gives the density of its ODE, which is another one unless the score is exact. With
+    an exact model on a path that ends in pure noise the bound is the divergence; where the path ends before that, it is
+    off by what the law of the data there is from N(0, sigma^2). Only the ends of the path matter.
+
+    The second term is exact. The integral is estimated without bias at `draws` random clocks per sample, each with a y
+    of its own, two of them in each of draws/2 equal slices of a clock under which the integrand stays bounded; what is
+    random in the last term at two more. Gradients flow to `mean`, `std` and the parameters of the prior where they are
+    on, and every module stays in the mode it is in: this is a loss as well as a number.
+
+    Args:
+        mean: of q, (B, *latent).
+        std: of q, positive, shaped like `mean`.
+        prior: a `ScoreModel`, or the `.model(path)` of an exact law, such as a `GaussianMixture`; it has a score, and
+            no units of its own. `draws` network calls, two more where there is a last term.
+        draws: the number of clocks per sample, even.
+        u_min: where the integral starts, on the straight clock sigma/(alpha + sigma), 0 at clean data: by default that
+            of `continuous_vlb`, 1e-3 or on a `DDPM` path its first trained step, and for an exact model 0. On `VESDE`,
+            where z is the latent at sigma_min, it is the start of the path. Where it is the start of the path the last
+            term is 0. (A wrapper such as `Guided` around an exact model is not exact.)
+        cond: keyword arguments for the network; a tensor has one row per sample, unless it is `Shared`.
+        generator: a torch.Generator or one per sample.
+
+    Returns:
+        The bound and its standard error, each (B,), in nats.
+
+    Raises:
+        TypeError: an argument of another type, before the first network call.
+        ValueError: an argument that does not fit, before the first network call: a std that is not positive, latents of
+            another shape than those of an exact prior, a prior without a score, in other units, or whose network is
+            singular in the pure noise that its path ends in. Values on an accelerator are not looked at: there a std
+            that is not positive gives NaN.
+        NonFiniteError: for a bound that is NaN or infinite, on the CPU.
+
+    Examples:
+        >>> prior = sdegen.GaussianMixture([[-1.0], [1.0]], 0.5).model(sdegen.CondOT())
+        >>> mean = torch.tensor([[1.0]], requires_grad=True)
+        >>> bound = sdegen.score_kl(mean, torch.tensor([[0.5]]), prior)
+        >>> f"{bound.value.item():.1f}"  # log 2: which of the two modes it is
+        '0.7'
+        >>> mean.grad is None, bound.value.sum().backward(), mean.grad.shape
+        (True, None, torch.Size([1, 1]))
+
+    References:
+        Score-based Generative Modeling in Latent Space, Vahdat et al., 2021, arXiv:2106.05931.
+        Maximum Likelihood Training of Score-Based Diffusion Models, Song et al., 2021, arXiv:2101.09258.
+    """
+    latents = latents_of(prior, u_min)
+    check_draws(draws)
+    mean, std = checked_gaussian(mean, std, event_of(prior))
+    _checks.generators(generator, len(mean), mean.device)
+    alpha = (1 - latents.start) * scale_at(prior, latents.start)  # of the state that z is
+    arguments = _checks.network_arguments(_checks.conditions(cond))
+    q = Posterior(mean / alpha, std / alpha, latents.start, arguments, generator)
+    terms = _terms(prior, q, latents, draws)
+    value = q.at_noise(latents.high) + q.about_x_hat(latents.u_min) + terms.sum(1)
+    if value.device.type == "cpu":
+        _refuse_non_finite(value)
+    return Bound(value, error_of_sum(terms.detach()))
+
+
+class Latents(NamedTuple):
+    """The clocks of a bound.
+
+    Attributes:
+        start: of z, the data end of the path.
+        u_min: where the integral starts.
+        high: the noise end.
+    """
+
+    start: float
+    u_min: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """The diagonal Gaussian q of latents z that hold noise of the clock `start`, and what becomes of it along a path.
+
+    Attributes:
+        y: m, the mean of z / alpha, (B, *latent).
+        std: s, like y.
+        start: the clock of z, 0 where z is clean.
+        cond: what the network receives.
+        generator: for the draws, a torch.Generator or one per sample.
+    """
+
+    y: Tensor
+    std: Tensor
+    start: float
+    cond: Mapping[str, object]
+    generator: Generators
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the states."""
+        return self.y.dtype
+
+    def noised(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """A draw of q at the clocks `u` (B,), and D_q = E[eps - x | y] there."""
+        y = self.y
+        return self.state(u, normal(y.shape, self.generator, y.dtype, y.device))
+
+    def state(self, u: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        """The state (1-u) m + sqrt(V) z for a given z, shaped like it, and D_q there.
+
+        D_q = (u - (1-u) (s^2 - sigma_0^2)) z / sqrt(V) - m
+        """
+        u = like(u, self.y)
+        own = self.std**2 - ratio(self.start)
+        deviation = torch.sqrt(((1 - u) * self.std) ** 2 + torch.clamp(u**2 - (1 - u) ** 2 * ratio(self.start), min=0))
+        return (1 - u) * self.y + deviation * z, (u - (1 - u) * own) / deviation * z - self.y
+
+    def at_noise(self, u: float) -> Tensor:
+        """KL( q at the clock u || N(0, u^2) ), (B,), in nats."""
+        scale = ((1 - u) / u) ** 2
+        own = scale * (self.std**2 - ratio(self.start))
+        return 0.5 * sum_event(own + scale * self.y**2 - torch.log1p(own))
+
+    def about_x_hat(self, u: float) -> Tensor:
+        """What the spread of z about its conditional mean at the clock `u` adds to the bound, (B,), in nats.
+
+            1/2 sum of [ log(1 + x/s^2) - x / (s^2 + x) ],   x = (u/(1-u))^2 - sigma_0^2
+
+        the divergence of q(z | y) and N(x_hat, x) less that of their means.
+        """
+        share = (ratio(u) - ratio(self.start)) / self.std**2
+        return 0.5 * sum_event(torch.log1p(share) - share / (1 + share))
+
+
+class Clocks(NamedTuple):
+    """Clocks that are even in w = log((1+x)/(a+x)), x = (u/(1-u))^2, between two ends.
+
+    Attributes:
+        a: one for each sample, (B,).
+        low: the clock at the data end.
+        high: that at the noise end.
+    """
+
+    a: Tensor
+    low: float
+    high: float
+
+    @property
+    def length(self) -> Tensor:
+        """Of w, (B,)."""
+        ends = (torch.log((q**2 + u**2) / (self.a * q**2 + u**2)) for u in (self.low, self.high) for q in (1 - u,))
+        first, last = ends
+        return first - last
+
+    def at(self, fraction: Tensor) -> Tensor:
+        """The clock at a fraction (B,) of the way from the data to the noise, (B,).
+
+        With x_0 at the data end and k = 1 - exp(-length fraction), x is
+
+            ((1-a) x_0 + a (1+x_0) k) / ((1-a) - (1+x_0) k)
+        """
+        x_0, k = ratio(self.low), -torch.expm1(-self.length * fraction)
+        below = torch.clamp((1 - self.a) - (1 + x_0) * k, min=0)
+        x = ((1 - self.a) * x_0 + self.a * (1 + x_0) * k) / below
+        return torch.clamp(1 / (1 + torch.rsqrt(x)), self.low, self.high)
+
+    def integrand(self, u: Tensor, squares: Tensor) -> Tensor:
+        """The integrand in w where |D_q - D_hat|^2 is `squares`, (B,)."""
+        q = 1 - u
+        return 0.5 * (q**2 + u**2) * (self.a * q**2 + u**2) / ((1 - self.a) * u**2) * squares
+
+
+def _terms(prior: Model, q: Posterior, latents: Latents, draws: int) -> Tensor:
+    """Random values (B, draws), two to a slice, whose sum estimates the integral, and (B, 2) for the last term."""
+    start, u_min, high = latents
+    clocks = Clocks(_stretch(q, prior.exact), u_min, high)
+    fractions = stratified(q.y, q.generator, draws)
+    at = [clocks.at(fraction) for fraction in fractions]
+    first = [torch.full_like(at[0], u_min)] * (2 if u_min > start else 0)
+    squares = [(u, sum_event(error**2)) for u, error in errors(prior, q, [*at, *first], False)]
+    integral = [clocks.length / draws * clocks.integrand(u, square) for u, square in squares[:draws]]
+    missed = 0.25 * (1 - u_min) ** 2 * (1 - ratio(start) / ratio(u_min)) if u_min > start else 0.0
+    return torch.stack([*integral, *(missed * square for _, square in squares[draws:])], 1)
+
+
+def _stretch(q: Posterior, exact: bool) -> Tensor:
+    """The a of the clocks, (B,): s^2 - sigma_0^2 for the harmonic mean of s^2, and at most 1/4, or 0 for a network."""
+    narrow = 1 / (q.std.detach() ** -2).flatten(1).mean(1)
+    return torch.clamp(narrow - ratio(q.start), max=MOST if exact else 0.0)
+
+
+def ratio(u: float) -> float:
+    """(sigma/alpha)^2 at the clock `u` < 1."""
+    return (u / (1 - u)) ** 2
+
+
+# What a bound does with its arguments
+
+
+def latents_of(prior: object, u_min: float | None) -> Latents:
+    """The clocks of a bound, after every check of the prior that needs no network."""
+    if not isinstance(prior, Model):
+        raise TypeError(
+            "prior must be a model, a ScoreModel or the .model(path) of an exact law, and it is "
+            f"{instead_of_model(prior)}."
+        )
+    if not prior.has_score or prior.path.source is not None:
+        raise ValueError(
+            f"score_kl needs a prior with a score, and on {prior.path!r} there is none: its source is not Gaussian "
+            "noise independent of the data. LatentModel.elbo and iwae, by log_prob, do without."
+        )
+    prior.needs_own_units("score_kl")
+    low, high = interval(prior, "noise", None)
+    if prior.exact and (u_min is None or u_min == low):
+        return Latents(low, low, high)
+    first = low if u_min == low > 0 else first_latent(prior.path, u_min, low, high)
+    end = float(prior.gain(torch.tensor([high], dtype=torch.float64)))
+    if not (prior.exact or prior.clips or math.isfinite(end)):
+        raise ValueError(
+            f"score_kl takes the prior's error up to u = {high:g}, where a network for {prior.predicts!r} is singular "
+            f"on {prior.path!r}, so that the integral is infinite: train for 'v', which is singular nowhere, or take a "
+            "path that ends before pure noise, such as VPSDE()."
+        )
+    return Latents(low, first, high)
+
+
+def event_of(prior: object) -> tuple[int, ...] | None:
+    """The shape of a latent where the prior is an exact model, wrapped or not; None where only a network knows."""
+    while isinstance(prior, Model) and not isinstance(prior, ExactModel):
+        prior = getattr(prior, "model", None)
+    return prior.mixture.event_shape if isinstance(prior, ExactModel) else None
+
+
+def checked_gaussian(mean: object, std: object, event: Sequence[int] | None) -> tuple[Tensor, Tensor]:
+    """(mean, std) in at least float32, after every check; values are looked at on the CPU alone."""
+    mean, std = (
+        _checks.batch(name, value, finite=isinstance(value, Tensor) and value.device.type == "cpu")
+        for name, value in (("mean", mean), ("std", std))
+    )
+    if mean.shape != std.shape:
+        raise ValueError(
+            f"mean and std must have one shape (B, *latent), and they have {tuple(mean.shape)} and {tuple(std.shape)}."
+        )
+    if event is not None and mean.shape[1:] != tuple(event):
+        raise ValueError(
+            f"A latent of the prior has shape {tuple(event)}, and that of mean and std is {tuple(mean.shape[1:])}."
+        )
+    dtype = torch.promote_types(torch.promote_types(mean.dtype, std.dtype), torch.float32)
+    return mean.to(dtype), positive(std.to(dtype))
+
+
+def _refuse_non_finite(value: Tensor) -> None:
+    bad = int((~torch.isfinite(value)).sum())
+    if bad:
+        raise NonFiniteError(
+            f"The bound on the divergence is not finite for {bad} of {len(value)} samples; check the prior's network, "
+            "and whether mean and std are of order one."
+        )

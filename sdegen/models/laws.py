@@ -1,0 +1,143 @@
+"""What an encoder or a decoder returns: a diagonal Gaussian (mean, std), or a law of somebody else's.
+
+Either is drawn from by `draw`, one value per sample, and has a log-density per sample, in nats.
+
+    log N(x; m, diag s^2) = -1/2 sum of [ ((x - m)/s)^2 + 2 log s + log 2 pi ]
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol, cast
+
+import torch
+from torch import Tensor
+from torch.distributions import Independent, Normal
+
+from sdegen import _checks
+from sdegen._shapes import Generators, normal, sum_event, summary
+
+
+class Density(Protocol):
+    """Anything with `.log_prob(x)`, such as those of torch.distributions."""
+
+    def log_prob(self, x: Tensor, /) -> Tensor:
+        """Log-densities of `x` (B, *event), in nats: (B,), or one per value or group of values."""
+
+
+@dataclass(frozen=True, eq=False)
+class Diagonal:
+    """N(mean, diag std^2).
+
+    Attributes:
+        whose: "encoder" or "decoder", for the sentences of errors.
+        mean: broadcasting against what is scored.
+        std: likewise, positive.
+    """
+
+    whose: str
+    mean: Tensor
+    std: Tensor
+
+    __repr__ = summary
+
+    def draw(self, generator: Generators) -> Tensor:
+        """mean + std z, with gradients in both."""
+        mean = self.mean + torch.zeros_like(self.std)
+        return mean + self.std * normal(mean.shape, generator, mean.dtype, mean.device)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Of `x` (B, *event), (B,)."""
+        try:
+            mean, std = self.mean.expand(x.shape), self.std.expand(x.shape)
+        except RuntimeError as error:
+            raise ValueError(
+                f"mean and std of the {self.whose} must broadcast against {tuple(x.shape)}, and they have shapes "
+                f"{tuple(self.mean.shape)} and {tuple(self.std.shape)}."
+            ) from error
+        return -0.5 * sum_event(((x - mean) / std) ** 2 + 2 * torch.log(std) + math.log(2 * math.pi))
+
+
+@dataclass(frozen=True, eq=False)
+class Foreign:
+    """A law of torch.distributions, a flow's, or any other with `log_prob`.
+
+    Attributes:
+        whose: "encoder" or "decoder", for the sentences of errors.
+        law: with `.log_prob(x)`, and for draws `.sample()` or `.rsample()`.
+    """
+
+    whose: str
+    law: Density
+
+    def draw(self, generator: Generators) -> Tensor:
+        """One draw of every sample, from torch's global generator."""
+        if generator is not None:
+            raise ValueError(
+                f"generator= cannot reach {named(self.law)}, the law of the {self.whose}, which draws from torch's "
+                "global generator: leave it out, and call torch.manual_seed."
+            )
+        sample = getattr(self.law, "sample", None) or getattr(self.law, "rsample", None)
+        if not callable(sample):
+            raise TypeError(f"The law of the {self.whose} has no method sample() to draw by: {named(self.law)}.")
+        return cast(Tensor, sample())
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Of `x` (B, *event), (B,): what the law says per value, or per group of values, is summed."""
+        value = self.law.log_prob(x)
+        if not isinstance(value, Tensor) or not value.ndim or value.shape != x.shape[: value.ndim]:
+            got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(
+                f"log_prob of the {self.whose}'s law must give one number per sample, shape ({len(x)},), or one per "
+                f"value, {tuple(x.shape)}, and it gave {got}."
+            )
+        return sum_event(value) if value.ndim > 1 else value
+
+
+Law = Diagonal | Foreign
+
+
+def law_of(whose: str, answer: object) -> Law:
+    """The law that a network returned; Normals of torch.distributions are diagonal Gaussians like any other."""
+    if isinstance(answer, (tuple, list)) and len(answer) == 2 and all(isinstance(part, Tensor) for part in answer):
+        return Diagonal(whose, *answer)
+    inner = answer
+    while isinstance(inner, Independent):
+        inner = inner.base_dist
+    if type(inner) is Normal:
+        return Diagonal(whose, inner.loc, inner.scale)
+    if callable(getattr(answer, "log_prob", None)) and not isinstance(answer, type):
+        return Foreign(whose, cast(Density, answer))
+    raise TypeError(
+        f"The {whose} must return two tensors (mean, std), or a law with log_prob, and it returned {named(answer)}."
+    )
+
+
+def named(value: object) -> str:
+    """A value by its type, a tensor by its shape: laws print all their numbers."""
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    many = f" of {len(value)}" if isinstance(value, (tuple, list)) else ""
+    return f"a {type(value).__name__}{many}"
+
+
+def positive(std: Tensor) -> Tensor:
+    """A deviation, after a ValueError unless it is positive; on an accelerator what is not is NaN."""
+    if std.device.type != "cpu":
+        return torch.where(std > 0, std, math.nan)
+    wrong = std[~(std > 0)]
+    if len(wrong):
+        raise ValueError(
+            f"std must be positive, and {len(wrong)} of its {std.numel()} values are not, the first of them "
+            f"{wrong[0]:g}: let the network give its logarithm, std = log_std.exp()."
+        )
+    return std
+
+
+def check_rows(whose: str, z: object, rows: int, event: tuple[int, ...] | None) -> None:
+    """An error unless `z` is a batch of so many rows, with this event where it is known."""
+    z = _checks.batch(f"what the {whose} draws", z, finite=False)
+    wanted = (rows, *(z.shape[1:] if event is None else event))
+    if tuple(z.shape) != wanted:
+        raise ValueError(f"What the {whose} draws must have shape {wanted}, and it has {tuple(z.shape)}.")

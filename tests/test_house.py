@@ -194,6 +194,10 @@ EXAMPLES = {
         [f"guidance_{name}.png" for name in ("labels", "inpainting", "sdedit", "posterior")],
         ["held-out ones right", "scale 0", "apart within a class", "replacement", "u = 0.7", "another exact sample"],
     ),
+    "variational": (
+        [f"variational_{name}.png" for name in ("digits", "corrected", "ring", "gan")],
+        ["log p, PPCA", "IWAE_64", "after", "8 components weigh", "mean length of the pieces", "features apart"],
+    ),
     "cnf": (["flow_cnf.png"], ["planar: log-density", "Hamiltonian: energy"]),
     "patches": (["patches.png"], ["energy distance to", "training patches", "of the Gaussian's", "side by side"]),
 }
@@ -232,6 +236,18 @@ def test_the_quick_examples_run_and_write_their_pictures(name, tmp_path, capsys)
         assert abs(mass - 1) < 0.02
         assert ours < high < low < theirs
         assert of_noise > 0.95
+    if name == "variational":
+        gap, gained, *bounds = (
+            [float(number) for number in re.search(rf"\n{p}", said).groups()]
+            for p in (
+                r"difference, paired +(\S+)",
+                r"score .* (\S+) to (\S+) +\S+",
+                *(rf"{prior} +(\S+)  \S+ to \S+ +(\S+)" for prior in (r"N\(0, I\)", "mixture", "score")),
+            )
+        )
+        assert -1 < gap[0] < 0.1
+        assert gained[1] > 0  # the 95 % interval of the score prior's ELBO beyond that of N(0, I)
+        assert all(elbo < iwae for elbo, iwae in bounds)
     if name == "patches":
         assert float(re.search(r"\ndifference .* to (\S+)", said)[1]) < 0
 

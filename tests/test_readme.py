@@ -68,7 +68,7 @@ def test_a_whole_training_runs(tmp_path, monkeypatch):
     assert sdegen.load_state("model.safetensors") == {"note": "anything plain", "step": 20}
 
 
-@pytest.mark.slow
+@pytest.mark.nightly  # and in `.ci/run`
 def test_the_loop_of_ones_own_runs_as_printed():
     """Samples land on the moons, densities are those of a trained model."""
     names: dict[str, object] = {}
@@ -164,7 +164,7 @@ def test_the_mirrored_model_is_the_mean_of_both_sides():
     torch.testing.assert_close(names["Mirrored"](model).eps(x, 0.5), both, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly  # and in `.ci/run`
 def test_conditional_training_runs_as_printed():
     """Four samples in five are nearer the mean image of their own label than those of the others."""
     names: dict[str, object] = {}

@@ -132,8 +132,8 @@ def score_kl(
         >>> prior = sdegen.GaussianMixture([[-1.0], [1.0]], 0.5).model(sdegen.CondOT())
         >>> mean = torch.tensor([[1.0]], requires_grad=True)
         >>> bound = sdegen.score_kl(mean, torch.tensor([[0.5]]), prior)
-        >>> f"{bound.value.item():.1f}"  # log 2: which of the two modes it is
-        '0.7'
+        >>> bool((bound.value - 0.58).abs() < 4 * bound.standard_error)  # nearly log 2: which of the two modes it is
+        True
         >>> mean.grad is None, bound.value.sum().backward(), mean.grad.shape
         (True, None, torch.Size([1, 1]))
 
@@ -145,9 +145,8 @@ def score_kl(
     check_draws(draws)
     mean, std = checked_gaussian(mean, std, event_of(prior))
     _checks.generators(generator, len(mean), mean.device)
-    alpha = (1 - latents.start) * scale_at(prior, latents.start)  # of the state that z is
     arguments = _checks.network_arguments(_checks.conditions(cond))
-    q = Posterior(mean / alpha, std / alpha, latents.start, arguments, generator)
+    q = Posterior.of(prior, mean, std, latents.start, arguments, generator)
     terms = _terms(prior, q, latents, draws)
     value = q.at_noise(latents.high) + q.about_x_hat(latents.u_min) + terms.sum(1)
     if value.device.type == "cpu":
@@ -186,6 +185,20 @@ class Posterior:
     start: float
     cond: Mapping[str, object]
     generator: Generators
+
+    @classmethod
+    def of(
+        cls,
+        prior: Model,
+        mean: Tensor,
+        std: Tensor,
+        start: float,
+        cond: Mapping[str, object],
+        generator: Generators,
+    ) -> Posterior:
+        """That of latents which are the prior's states at the clock `start`."""
+        alpha = (1 - start) * scale_at(prior, start)
+        return cls(mean / alpha, std / alpha, start, cond, generator)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -247,13 +260,13 @@ class Clocks(NamedTuple):
     def at(self, fraction: Tensor) -> Tensor:
         """The clock at a fraction (B,) of the way from the data to the noise, (B,).
 
-        With x_0 at the data end and k = 1 - exp(-length fraction), x is
+        With x_0 at the data end and k = exp(-length fraction), in a form that keeps its digits at both ends, x is
 
-            ((1-a) x_0 + a (1+x_0) k) / ((1-a) - (1+x_0) k)
+            ((1-a) x_0 + a (1+x_0) (1-k)) / ((1+x_0) k - (a+x_0))
         """
-        x_0, k = ratio(self.low), -torch.expm1(-self.length * fraction)
-        below = torch.clamp((1 - self.a) - (1 + x_0) * k, min=0)
-        x = ((1 - self.a) * x_0 + self.a * (1 + x_0) * k) / below
+        x_0, passed = ratio(self.low), self.length * fraction
+        below = torch.clamp((1 + x_0) * torch.exp(-passed) - (self.a + x_0), min=0)
+        x = ((1 - self.a) * x_0 - self.a * (1 + x_0) * torch.expm1(-passed)) / below
         return torch.clamp(1 / (1 + torch.rsqrt(x)), self.low, self.high)
 
     def integrand(self, u: Tensor, squares: Tensor) -> Tensor:

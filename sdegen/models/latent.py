@@ -62,8 +62,8 @@ class LatentModel(nn.Module):
     Args:
         encoder: encoder(x) for x (B, *event): (mean, std), both (B, *latent), or a law with `.rsample()` or
             `.sample()`, of shape (B, *latent), and `.log_prob(z)`.
-        decoder: decoder(z) for z (B, *latent): (mean, std), tensors that broadcast against x, or a law with
-            `.log_prob(x)` and, for `.sample`, `.sample()`.
+        decoder: decoder(z) for z (B, *latent): (mean, std) that broadcast against x, of which std may be a number, or a
+            law with `.log_prob(x)` and, for `.sample`, `.sample()`.
         prior: any model of latents: a `ScoreModel`, which is trained along, or an exact one. Latents should be of order
             one. On `VESDE` a latent is the state at sigma_min.
         latent_shape: of one latent, (*latent,); known already where the prior is exact. `.sample` needs it.

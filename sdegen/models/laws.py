@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.distributions import Independent, Normal
 
 from sdegen import _checks
-from sdegen._shapes import Generators, normal, sum_event, summary
+from sdegen._shapes import Generators, normal, plain, sum_event, summary
 
 
 class Density(Protocol):
@@ -99,9 +99,13 @@ Law = Diagonal | Foreign
 
 
 def law_of(whose: str, answer: object) -> Law:
-    """The law that a network returned; Normals of torch.distributions are diagonal Gaussians like any other."""
-    if isinstance(answer, (tuple, list)) and len(answer) == 2 and all(isinstance(part, Tensor) for part in answer):
-        return Diagonal(whose, *answer)
+    """The law that a network returned: torch's Normals are diagonal Gaussians like any other; a std may be a number."""
+    if isinstance(answer, (tuple, list)) and len(answer) == 2 and isinstance(answer[0], Tensor):
+        mean, std = answer[0], plain(answer[1])
+        if isinstance(std, (int, float)) and not isinstance(std, bool):
+            std = mean.new_full((), std)
+        if isinstance(std, Tensor):
+            return Diagonal(whose, mean, std)
     inner = answer
     while isinstance(inner, Independent):
         inner = inner.base_dist
@@ -110,7 +114,7 @@ def law_of(whose: str, answer: object) -> Law:
     if callable(getattr(answer, "log_prob", None)) and not isinstance(answer, type):
         return Foreign(whose, cast(Density, answer))
     raise TypeError(
-        f"The {whose} must return two tensors (mean, std), or a law with log_prob, and it returned {named(answer)}."
+        f"The {whose} must return (mean, std), two tensors, or a law with log_prob, and it returned {named(answer)}."
     )
 
 

@@ -1,6 +1,8 @@
-"""A fixed velocity field, as the libraries of flow matching call theirs."""
+"""Velocity fields: a fixed one, as the libraries of flow matching call theirs, and the planar one of a closed form."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor, nn
@@ -25,3 +27,20 @@ class TimeFirst(Wave):
 class Named(Wave):
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         return self.velocity(x, t)
+
+
+def planar(w: Tensor, v: Tensor, b: float):
+    """dx/dt = v tanh(w.x + b) and its closed form: end point and integral of the trace (THEORY 8.4)."""
+    c = float(w @ v)
+    c = c if abs(c) > 1e-12 else 0.0
+
+    def f(x: Tensor, t: Tensor) -> Tensor:
+        return torch.tanh(x @ w + b)[:, None] * v
+
+    def flow(x: Tensor, t: float) -> tuple[Tensor, Tensor]:
+        y = x @ w + b
+        after = torch.asinh(math.exp(c * t) * torch.sinh(y))
+        gone = (after - y) / c if c else t * torch.tanh(y)
+        return x + v * gone[:, None], c * t + torch.log(torch.cosh(y)) - torch.log(torch.cosh(after))
+
+    return f, flow

@@ -30,8 +30,8 @@ def from_mixture(fitted: object) -> GaussianMixture:
         sum_k w_k N(x; m_k, S_k),   w_k = E_q[pi_k],  m_k = E_q[mu_k],  S_k^-1 = E_q[Lambda_k]
 
     with q the fitted posterior and w normalised over the components there are. There `fitted.score_samples(x)` is
-    another number, log sum_k exp(E_q[log pi_k] + E_q[log N(x; mu_k, Lambda_k^-1)]): the expectation stands outside the
-    logarithm, so that it lies below the plug-in's at every x, and its exponential integrates to less than one.
+    another number, log sum_k exp(E_q[log pi_k] + E_q[log N(x; mu_k, Lambda_k^-1)]): expectations of logarithms, by
+    Jensen's inequality below the plug-in density's at every x, so that its exponential integrates to less than one.
 
     Components that the fit has left without data are kept, with the little weight they have: far from the data their
     tails are the density. Only those whose weight is 0 are left out. To keep the modes alone:

@@ -6,30 +6,17 @@ import math
 
 import pytest
 import torch
+from fields import planar
 from flows import TIGHT
 from torch import Tensor
 
 import sdegen
 
 
-def planar(w: Tensor, v: Tensor, b: float):
-    """dx/dt = v tanh(w.x + b) and its closed form: end point and integral of the trace (THEORY 8.4)."""
-    c = float(w @ v)
-
-    def f(x: Tensor, t: Tensor) -> Tensor:
-        return torch.tanh(x @ w + b)[:, None] * v
-
-    def flow(x: Tensor, t: float) -> tuple[Tensor, Tensor]:
-        y = x @ w + b
-        after = torch.asinh(math.exp(c * t) * torch.sinh(y))
-        return x + v * ((after - y) / c)[:, None], c * t + torch.log(torch.cosh(y)) - torch.log(torch.cosh(after))
-
-    return f, flow
-
-
 @pytest.mark.parametrize("length", [1.0, 2.5])
-def test_the_planar_flow_has_its_closed_form(length):
-    f, flow = planar(torch.tensor([0.7, -1.1]), torch.tensor([0.9, 0.4]), 0.3)
+@pytest.mark.parametrize("v", [[0.9, 0.4], [-0.9, 0.4], [1.1, 0.7]], ids=["w.v > 0", "w.v < 0", "w.v = 0"])
+def test_the_planar_flow_has_its_closed_form(v, length):
+    f, flow = planar(torch.tensor([0.7, -1.1]), torch.tensor(v), 0.3)
     model = sdegen.vector_field(f, t_data=0.0, t_noise=length)
     x = torch.randn(64, 2)
     z, trace = flow(x, length)

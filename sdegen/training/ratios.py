@@ -66,7 +66,8 @@ def ratio_loss(
 
     On a path both are diffused, and T is the ratio of the laws of x_t: the `log_weight` of `Guided`. A real sample and
     its fakes share their t and their noise: each is still diffused as it should be, and what is equal in both cancels
-    in the gradient.
+    in the gradient. In much noise p and q hardly differ, and the slope of a trained T is all error there, which
+    guidance multiplies by u/(1-u): `Guided(model, T, scale=lambda u: (u < 0.5).to(u))` leaves it out.
 
     Args:
         net: a network or any callable, net(x_t, t, **cond) on a path and net(x, **cond) without, to logits (rows,);

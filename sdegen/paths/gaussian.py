@@ -335,9 +335,10 @@ class GaussianPath(ABC):
         return z.to(x)
 
     def _source_sample(self, shape: tuple[int, ...], generator: Generators) -> Tensor:
-        """What the source answers: with one generator per sample, to one of them after another."""
+        """What the source answers: with one generator per sample to all at once if it takes them, or else one by one."""
         source, name = cast("Source", self.source), "the source's sample"
-        if generator is None or isinstance(generator, torch.Generator):
+        several = getattr(source, "per_sample_generators", False)
+        if several or generator is None or isinstance(generator, torch.Generator):
             return _checks.batch(name, source.sample(shape, generator), finite=False)
         if not generator:
             return _checks.batch(name, source.sample(shape, None), finite=False)

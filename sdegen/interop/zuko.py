@@ -40,7 +40,7 @@ from sdegen.likelihoods.quantised import Quantized
 __all__ = ["FlowSource", "source"]  # FlowDequantiser is sdegen.interop's
 
 MISSES = 0.01
-"""How far f(f^-1(z)) may lie from z, of order one, in double precision: 1e-9 where f^-1 is the inverse of steep maps."""
+"""How far f(f^-1(z)) may lie from z, of order one, in double precision: 1e-9 where f^-1 inverts a steep f."""
 
 
 class _Inverse(Protocol):
@@ -71,8 +71,8 @@ def source(flow: nn.Module) -> FlowSource:
     """A flow of zuko as a law of the noise end: `Interpolant(CondOT(), source(flow))`, or `prior=` of a likelihood.
 
     A flow that is fitted to the data first leaves the model less to do; the flow's weights stay its own, and neither
-    `loss` nor `fit` trains them. `sdegen.save` leaves them out and keeps their digest alone: keep flow.state_dict() too,
-    and give the path again to `sdegen.load`, which refuses one with another flow:
+    `loss` nor `fit` trains them. `sdegen.save` keeps no more of them than a digest: save flow.state_dict() too, and give
+    the path again to `sdegen.load`, which refuses one with another flow:
 
         flow = zuko.flows.NSF(features=2)
         ...  # raise flow().log_prob(x).mean()
@@ -229,7 +229,7 @@ def _probe(flow: nn.Module, law: _Law) -> None:
 
 
 def _check_inverse(flow: nn.Module, law: _Law, z: Tensor, x: Tensor) -> None:
-    """On the CPU a ValueError unless x = f^-1(z) is finite and f(x) is z, in double precision where rounding may miss it.
+    """A ValueError, on the CPU, unless x = f^-1(z) is finite and f(x) is z, in double precision where it seems not to be.
 
     An inverse that is searched for between two ends answers with these ends, whatever z is beyond.
     """

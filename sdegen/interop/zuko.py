@@ -71,7 +71,7 @@ def source(flow: nn.Module) -> FlowSource:
     """A flow of zuko as a law of the noise end: `Interpolant(CondOT(), source(flow))`, or `prior=` of a likelihood.
 
     A flow that is fitted to the data first leaves the model less to do; the flow's weights stay its own, and neither
-    `loss` nor `fit` trains them. `sdegen.save` keeps no more of them than a digest: save flow.state_dict() too, and give
+    `loss` nor `fit` trains them. `sdegen.save` leaves them out, but for a digest: save flow.state_dict() too, and give
     the path again to `sdegen.load`, which refuses one with another flow:
 
         flow = zuko.flows.NSF(features=2)
@@ -229,7 +229,7 @@ def _probe(flow: nn.Module, law: _Law) -> None:
 
 
 def _check_inverse(flow: nn.Module, law: _Law, z: Tensor, x: Tensor) -> None:
-    """A ValueError, on the CPU, unless x = f^-1(z) is finite and f(x) is z, in double precision where it seems not to be.
+    """A ValueError, on the CPU, unless x = f^-1(z) is finite and f(x) = z, in double precision where it seems not so.
 
     An inverse that is searched for between two ends answers with these ends, whatever z is beyond.
     """

@@ -335,7 +335,7 @@ class GaussianPath(ABC):
         return z.to(x)
 
     def _source_sample(self, shape: tuple[int, ...], generator: Generators) -> Tensor:
-        """What the source answers to one generator, to one per sample if it takes them, or else to one after another."""
+        """The source's answer to one generator, to one per sample if it takes them, or else to one after another."""
         name, sample = "the source's sample", cast("Callable[..., Tensor]", cast("Source", self.source).sample)
         takes_several = getattr(self.source, "per_sample_generators", False)
         if takes_several or generator is None or isinstance(generator, torch.Generator):

@@ -14,7 +14,8 @@ from sdegen.interop.zuko import source
 from sdegen.models.identity import as_tensor, from_tensor
 from sdegen.nets import MLP
 
-WORDS = r"(Interpolant|Retimed).* there, (Interpolant|Retimed).* here: the numbers of their sources, such as the weights of a flow"
+KINDS = "(Interpolant|Retimed).*"
+WORDS = rf"{KINDS} there, {KINDS} here: the numbers of their sources, such as the weights of a flow"
 
 
 def flow(seed=0, d=2, transforms=1):

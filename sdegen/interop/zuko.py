@@ -115,7 +115,7 @@ class FlowSource:
     log q(x) = log base(f(x)) + log |det df/dx|,   x = f^-1(z) with z from the base
 
     It works in the dtype and on the device of the flow, `flow.to(...)` moves it, and it follows the flow's training; it
-    asks the flow in eval mode, and leaves it in the mode it was in.
+    asks the flow in eval mode, and leaves it in the mode it was in; where several threads ask it, give it in eval mode.
 
     Attributes:
         flow: the flow.

@@ -90,7 +90,7 @@ def test_sources_of_ones_own_are_known_by_their_tensors_alone(tmp_path):
     refused(model(Own(event_size=2)), model(Own(event_size=3)), file)
     refused(model(Own(_net=nn.Linear(2, 2))), model(Own(_net=nn.Linear(2, 2))), file)
     sdegen.save(file, model(Own(mean=mean)))
-    rounded = Own(mean=(mean * (1 + 1e-12)).float())  # as another machine might compute it
+    rounded = Own(mean=mean.float().nextafter(torch.tensor(9.0).float()))  # as another machine might compute it
     assert sdegen.load(file, MLP(2, 8, 1), path=sdegen.Interpolant(source=rounded)).path.source is rounded
 
 

@@ -115,10 +115,11 @@ def test_the_contrastive_bound_is_what_the_places_tell(k):
 def test_more_fakes_bring_the_bound_to_the_divergence():
     bounds = [information(k) for k in (1, 2, 4, 6)]
     assert bounds == sorted(bounds)
-    real = REAL[torch.randint(4, (2000, 1))[:, 0]]
-    others = FAKE[torch.randint(4, (500, 2000))]
-    found = math.log(501) - float(sdegen.contrastive_loss(of_state((P / Q).log()), real, others))
-    assert found == pytest.approx(KL, abs=4 * float((P / Q).log().abs().max()) / 2000**0.5)
+    ratios = P / Q
+    others = FAKE.repeat(125, 1)[:, None].expand(500, 4, 1)  # as many of each state as q says: sum of p/q is 500
+    found = math.log(501) - float(sdegen.contrastive_loss(of_state(ratios.log()), REAL, others))
+    assert found == pytest.approx(KL - float((P * ((ratios + 500) / 501).log()).sum()), abs=1e-13)
+    assert found == pytest.approx(KL, abs=1e-3)
 
 
 def test_pairs_are_bounded_by_their_mutual_information():

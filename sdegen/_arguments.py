@@ -114,18 +114,24 @@ def scale_at(model: Model, u: float) -> float:
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """No gradients, no inference mode, and every module of the model in eval mode, put back as it was afterwards."""
-    training = [module for module in model.modules() if module.training]
     for module in model.modules():
         for name in ("net", "log_weight", "A", "encoder", "decoder"):
-            _warn_of_hidden_modules(name, getattr(module, name, None))
-    with torch.inference_mode(False), torch.no_grad():
-        try:
-            for module in training:
-                module.training = False
-            yield
-        finally:
-            for module in training:
-                module.training = True
+            warn_of_hidden_modules(name, getattr(module, name, None))
+    with torch.inference_mode(False), torch.no_grad(), in_eval_mode(model):
+        yield
+
+
+@contextmanager
+def in_eval_mode(model: nn.Module) -> Iterator[None]:
+    """Every module of the model in eval mode, put back as it was afterwards."""
+    training = [module for module in model.modules() if module.training]
+    try:
+        for module in training:
+            module.training = False
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def solving(model: nn.Module, differentiable: bool) -> AbstractContextManager[None]:
@@ -136,7 +142,7 @@ def solving(model: nn.Module, differentiable: bool) -> AbstractContextManager[No
 _SWITCHED = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._NormBase)
 
 
-def _warn_of_hidden_modules(name: str, net: object) -> None:
+def warn_of_hidden_modules(name: str, net: object) -> None:
     """A warning where a function hides a module in training mode that eval mode would change: it cannot be reached."""
     if net is None or isinstance(net, nn.Module) or not callable(net):
         return
@@ -147,7 +153,7 @@ def _warn_of_hidden_modules(name: str, net: object) -> None:
                 f"{name} is a function that hides {type(module).__name__}, whose {type(switched).__name__} is in "
                 "training mode and stays in it: call .eval() on it, or give the module itself.",
                 UserWarning,
-                stacklevel=5,
+                stacklevel=_checks.stacklevel_outside("contextlib"),
             )
             return
 

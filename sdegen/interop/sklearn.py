@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,7 +32,10 @@ def from_mixture(fitted: object) -> GaussianMixture:
 
     with q the fitted posterior and w normalised over the components there are. There `fitted.score_samples(x)` is
     another number, log sum_k exp(E_q[log pi_k] + E_q[log N(x; mu_k, Lambda_k^-1)]): expectations of logarithms, by
-    Jensen's inequality below the plug-in density's at every x, so that its exponential integrates to less than one.
+    Jensen's inequality below the plug-in density's at every x, so that its exponential integrates to less than one. So
+    it is for "full" and "tied"; for "diag" and "spherical" it is lower still, since scikit-learn takes the sum of
+    psi((nu_k - i)/2), i = 0 ... d-1, of a Wishart law in d dimensions, where d times psi(nu_k/2) would be that
+    expectation.
 
     Components that the fit has left without data are kept, with the little weight they have: far from the data their
     tails are the density. Only those whose weight is 0 are left out. To keep the modes alone:
@@ -49,7 +53,8 @@ def from_mixture(fitted: object) -> GaussianMixture:
     Raises:
         ImportError: scikit-learn is not installed.
         TypeError: for what is no mixture of scikit-learn.
-        ValueError: for one that has not been fitted, or whose numbers are no mixture of the type that it names.
+        ValueError: for one that has not been fitted, or whose numbers, changed since, are no mixture of the type that
+            it names.
 
     Examples:
         >>> from sklearn.mixture import GaussianMixture
@@ -76,9 +81,10 @@ def from_mixture(fitted: object) -> GaussianMixture:
     numbers = ("weights_", "means_", "covariances_")
     if not all(hasattr(fitted, name) for name in numbers):
         raise ValueError(f"fitted must be what .fit(X) leaves, and {fitted!r} has not been fitted.")
-    weights, means, covariances = (torch.as_tensor(getattr(fitted, name)) for name in numbers)
+    weights, means, covariances = (torch.as_tensor(np.array(getattr(fitted, name))) for name in numbers)
     kind = str(fitted.covariance_type)
     _check_shape(kind, covariances, *means.shape)
+    _check_values(kind, weights, covariances, len(means))
     kept = weights != 0
     components = covariances if kind == "tied" else covariances[kept]
     if kind in ("full", "tied"):
@@ -94,3 +100,13 @@ def _check_shape(kind: str, covariances: Tensor, K: int, d: int) -> None:
             f"covariance_type is {kind!r}, and the covariances of these {K} components in {d} dimensions have shape "
             f"{tuple(covariances.shape)}: it must be the one of {', '.join(map(repr, shapes))} that was fitted."
         )
+
+
+def _check_values(kind: str, weights: Tensor, covariances: Tensor, K: int) -> None:
+    """A ValueError unless there are K weights, one of them not 0, and variances that are none below 0."""
+    if weights.shape != (K,) or not bool((weights != 0).any()):
+        raise ValueError(
+            f"weights_ must be one number per component, {K}, and not all of them 0, and it is {weights.tolist()}."
+        )
+    if kind in ("diag", "spherical") and bool((covariances < 0).any()):
+        raise ValueError(f"covariances_ of type {kind!r} are variances, and the least is {float(covariances.min()):g}.")

@@ -22,6 +22,7 @@ References:
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -32,13 +33,14 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 
 from sdegen import _checks
-from sdegen._shapes import Generators, event_size, normal
+from sdegen._arguments import in_eval_mode
+from sdegen._shapes import Generators, event_size, normal, sum_event
 from sdegen.likelihoods.quantised import Quantized
 
 __all__ = ["FlowSource", "source"]  # FlowDequantiser is sdegen.interop's
 
 MISSES = 0.01
-"""How far f(f^-1(z)) may lie from z, of order one: five points find the inverses that are no inverses."""
+"""How far f(f^-1(z)) may lie from z, of order one, in double precision: 1e-9 where f^-1 inverts a steep f."""
 
 
 class _Inverse(Protocol):
@@ -69,7 +71,8 @@ def source(flow: nn.Module) -> FlowSource:
     """A flow of zuko as a law of the noise end: `Interpolant(CondOT(), source(flow))`, or `prior=` of a likelihood.
 
     A flow that is fitted to the data first leaves the model less to do; the flow's weights stay its own, and neither
-    `loss` nor `fit` trains them:
+    `loss` nor `fit` trains them. `sdegen.save` leaves them out, but for a digest: save flow.state_dict() too, and give
+    the path again to `sdegen.load`, which refuses one with another flow:
 
         flow = zuko.flows.NSF(features=2)
         ...  # raise flow().log_prob(x).mean()
@@ -88,7 +91,7 @@ def source(flow: nn.Module) -> FlowSource:
         ImportError: zuko is not installed.
         TypeError: for what is no flow of zuko, or one whose base is not normal.
         ValueError: for a flow that needs a context, has a batch of laws, estimates its density, or whose inverse is
-            none, as that of an untrained GF, cut off at 10.
+            none within four deviations of the base's mean: GF, NAF, UNAF and SOSPF search theirs between -10 and 10.
 
     Examples:
         >>> import zuko
@@ -111,7 +114,8 @@ class FlowSource:
 
     log q(x) = log base(f(x)) + log |det df/dx|,   x = f^-1(z) with z from the base
 
-    It works in the dtype and on the device of the flow, `flow.to(...)` moves it, and it follows the flow's training.
+    It works in the dtype and on the device of the flow, `flow.to(...)` moves it, and it follows the flow's training; it
+    asks the flow in eval mode, and leaves it in the mode it was in; where several threads ask it, give it in eval mode.
 
     Attributes:
         flow: the flow.
@@ -126,10 +130,10 @@ class FlowSource:
 
     flow: nn.Module
     event_size: int = field(init=False)
+    per_sample_generators = True
 
     def __post_init__(self) -> None:
-        with torch.no_grad():
-            object.__setattr__(self, "event_size", math.prod(_checked_law(self.flow).event_shape))
+        object.__setattr__(self, "event_size", math.prod(_checked_law(self.flow).event_shape))
 
     def __repr__(self) -> str:
         return f"FlowSource({type(self.flow).__name__} over {self.event_size} values)"
@@ -146,17 +150,20 @@ class FlowSource:
 
         Raises:
             TypeError: for a shape or generators of another kind.
-            ValueError: for an event of another size than the flow's, or generators of another number or device.
+            ValueError: for an event of another size than the flow's, or generators of another number or device; on the
+                CPU, for draws that are NaN or where the inverse of the flow is none, as training may leave it.
         """
         shape = _checks.batch_shape(shape)
         self._check_size("A sample of shape", shape)
-        with torch.no_grad():
+        with torch.no_grad(), in_eval_mode(self.flow):
             law = self._law()
             base = _normal_base(law.base)
             loc = base.loc
             _checks.generators(generator, shape[0], loc.device)
             z = loc + base.scale * normal((shape[0], *loc.shape), generator, loc.dtype, loc.device)
-            return law.transform.inv(z).reshape(shape)
+            x = law.transform.inv(z)
+            _check_inverse(self.flow, law, z, x)
+            return x.reshape(shape)
 
     def log_prob(self, z: Tensor) -> Tensor:
         """Log-density of `z` (B, *event), in nats, shape (B,), in the dtype of `z` and on its device.
@@ -164,8 +171,11 @@ class FlowSource:
         Gradients reach `z` and the flow's parameters.
         """
         self._check_size("z of shape", _checks.batch("z", z, finite=False).shape)
-        law = self._law()
-        return law.log_prob(z.to(_normal_base(law.base).loc).reshape(len(z), *law.event_shape)).to(z)
+        if not len(z):
+            return sum_event(z)
+        with in_eval_mode(self.flow):
+            law = self._law()
+            return law.log_prob(z.to(_normal_base(law.base).loc).reshape(len(z), *law.event_shape)).to(z)
 
     def _law(self) -> _Law:
         law: _Law = self.flow()
@@ -188,33 +198,64 @@ def _checked_law(flow: object) -> _Law:
     if not isinstance(flow, nn.Module):
         raise TypeError(f"flow must be a flow of zuko, called as flow(), and it is {_checks.described(flow)}.")
     _refuse_estimates(flow, "a log-density must be the same at every call")
-    name = type(flow).__name__
-    try:
-        law = flow()
-    except Exception as error:
-        raise TypeError(f"flow must be a flow of zuko, called as flow(), and {name} says: {_words(error)}.") from error
-    if not isinstance(law, NormalizingFlow):
-        raise TypeError(f"flow() must be a NormalizingFlow of zuko, and {name} returns {type(law).__name__}.")
-    if _normal_base(law.base).loc.shape != law.base.event_shape:
-        raise ValueError(f"flow() must be one law, and that of {name} is a batch of {tuple(law.base.batch_shape)}.")
-    _check_inverse(law, name)
+    with torch.no_grad(), in_eval_mode(flow):
+        try:
+            law = flow()
+        except Exception as error:
+            raise TypeError(
+                f"flow must be a flow of zuko, called as flow(), and {type(flow).__name__} says: {_words(error)}."
+            ) from error
+        if not isinstance(law, NormalizingFlow):
+            raise TypeError(
+                f"flow() must be a NormalizingFlow of zuko, and {type(flow).__name__} returns {type(law).__name__}."
+            )
+        _probe(flow, cast(_Law, law))
     return cast(_Law, law)
 
 
-def _check_inverse(law: _Law, name: str) -> None:
-    """A ValueError unless the map works without a context, and is undone by its inverse where the draws are."""
-    base = _normal_base(law.base)
-    steps = torch.linspace(-2, 2, 5, dtype=base.loc.dtype, device=base.loc.device)
-    z = base.loc + base.scale * steps.reshape(5, *[1] * base.loc.ndim)
+def _probe(flow: nn.Module, law: _Law) -> None:
+    """A ValueError for a batch of laws, one with a context, and one whose draws would not follow its density."""
+    base, name = _normal_base(law.base), type(flow).__name__
+    if base.loc.shape != law.base.event_shape:
+        raise ValueError(f"flow() must be one law, and that of {name} is a batch of {tuple(law.base.batch_shape)}.")
+    steps = torch.linspace(-4, 4, 9, dtype=base.loc.dtype, device=base.loc.device)
+    z = base.loc + base.scale * steps.reshape(9, *[1] * base.loc.ndim)
     try:
-        apart = (law.transform(law.transform.inv(z)) - z) / base.scale
+        x = law.transform.inv(z)
+        law.transform(x)
     except Exception as error:
         raise ValueError(f"flow must be one without a context, and {name} says: {_words(error)}.") from error
-    if apart.device.type == "cpu" and not (missed := float(apart.abs().max())) <= MISSES:
+    _check_inverse(flow, law, z, x)
+
+
+def _check_inverse(flow: nn.Module, law: _Law, z: Tensor, x: Tensor) -> None:
+    """A ValueError, on the CPU, unless x = f^-1(z) is finite and f(x) = z, in double precision where it seems not so.
+
+    An inverse that is searched for between two ends answers with these ends, whatever z is beyond.
+    """
+    if z.device.type != "cpu" or not len(z):
+        return
+    if bad := int((~x.isfinite()).flatten(1).any(1).sum()):
         raise ValueError(
-            f"The inverse of {name} is none, so its draws would not follow its density: from z to x and back, z within "
-            f"two deviations of the base's mean is missed by up to {missed:.2g} of them."
+            f"The draws of {type(flow).__name__} are NaN or infinite in {bad} of {len(z)} rows: look at its weights, "
+            f"and whether {x.dtype} is wide enough for it."
         )
+    if not bool((suspect := ~(_missed(law, z, x) <= MISSES)).any()):
+        return
+    law, z = copy.deepcopy(flow).double()(), z[suspect]
+    z = z.to(_normal_base(law.base).loc)
+    missed = _missed(law, z, law.transform.inv(z))
+    if bad := int((~(missed <= MISSES)).sum()):
+        raise ValueError(
+            f"The inverse of {type(flow).__name__} is none, so its draws would not follow its density: from z to x and "
+            f"back, in {bad} of {len(suspect)} rows, z in deviations of the base is missed by up to "
+            f"{float(missed.max()):.2g} of them."
+        )
+
+
+def _missed(law: _Law, z: Tensor, x: Tensor) -> Tensor:
+    """How far f(x) lies from z, in deviations of the base, (B,)."""
+    return ((law.transform(x) - z) / _normal_base(law.base).scale).abs().flatten(1).amax(1)
 
 
 def _words(error: Exception) -> str:

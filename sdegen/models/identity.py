@@ -19,7 +19,9 @@ from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
+from sdegen._fingerprint import fingerprint
 from sdegen.models.preconditioned import Preconditioned
 from sdegen.paths.chain import DDPM
 from sdegen.paths.consistency import values
@@ -36,7 +38,8 @@ SCHEMA = 1
 LENGTH = 2048
 """Characters of a state, or a multiple: longer than any of today's, so that one can be copied over another."""
 CURVES = ("t", "alpha", "sigma")
-PATH_KEYS = frozenset({"path", "score", "source", *CURVES})
+SOURCE = ("source", "source_size", "source_digest")
+PATH_KEYS = frozenset({"path", "score", *SOURCE, *CURVES})
 KEYS = frozenset({"schema", "predicts", "learns_variance", "time", "standardize", "sigma_data", "path"})
 
 
@@ -47,10 +50,10 @@ def times(path: GaussianPath) -> Tensor:
 
 
 def portrait(path: GaussianPath, device: torch.device | None = None) -> Portrait:
-    """A path in words, for messages, and in numbers, for comparing: t, alpha and sigma, and the class of its source.
+    """A path in words, for messages, and in numbers, for comparing: t, alpha and sigma, and what its source is.
 
     It is asked on the CPU or, if it cannot answer there, on `device`; without numbers, and for an nn.Module, whose
-    numbers are weights and in the state too, its source alone is compared.
+    numbers are weights and in the state too, the class of its source alone is compared.
     """
     words = repr(path)
     plain = len(words) <= 200 and "\n" not in words and " at 0x" not in words
@@ -58,7 +61,31 @@ def portrait(path: GaussianPath, device: torch.device | None = None) -> Portrait
     known: Portrait = {"path": words if plain else type(path).__name__, "score": path.has_score, "source": source}
     if isinstance(path, nn.Module):
         return known
-    return {**known, **_curves(path, torch.device("cpu"), *(() if device is None else (device,)))}
+    curves = _curves(path, torch.device("cpu"), *(() if device is None else (device,)))
+    return {**known, **_inside(path.source), **curves}
+
+
+def _inside(source: object) -> Portrait:
+    """The size of a source's events, where it says one, and the digest of its tensors, where it has any.
+
+    These are the weights of its networks and its public attributes, to 16 bits: what is computed for them on another
+    machine may differ by rounding.
+    """
+    size = getattr(source, "event_size", None)
+    known: Portrait = {"source_size": size} if type(size) is int else {}
+    held = {"": source} if isinstance(source, nn.Module) else getattr(source, "__dict__", {})
+    tensors = [value for name, value in held.items() if isinstance(value, Tensor) and not name.startswith("_")]
+    networks = [value for value in held.values() if isinstance(value, nn.Module)]
+    tensors += [value for net in networks for value in net.state_dict().values() if isinstance(value, Tensor)]
+    if not tensors or any(value.is_meta or is_lazy(value) for value in tensors):
+        return known
+    return {**known, "source_digest": fingerprint([_rounded(value) for value in tensors])}
+
+
+def _rounded(value: Tensor) -> Tensor:
+    """The 16 leading bits of floating numbers, and anything else as it is, on the CPU."""
+    value = value.detach().cpu()
+    return (value.float().contiguous().view(torch.int32) + 128) >> 8 if value.is_floating_point() else value
 
 
 def _curves(path: GaussianPath, device: torch.device, *others: torch.device) -> Portrait:
@@ -130,6 +157,8 @@ def path_difference(there: Portrait, here: Portrait) -> str | None:
     names = f"{there.get('path', 'a path')} there, {here.get('path', 'a path')} here"
     if any(there[name] != here[name] for name in ("score", "source") if name in there and name in here):
         return f"{names}: their sources"
+    if any(there[name] != here[name] for name in SOURCE if name in there and name in here):
+        return f"{names}: the numbers of their sources, such as the weights of a flow"
     for name in CURVES:
         curves = (cast("list[float]", known.get(name, [])) for known in (there, here))
         for f, a, b in zip(FRACTIONS, *curves, strict=False):  # nothing to compare where either has none

@@ -335,13 +335,14 @@ class GaussianPath(ABC):
         return z.to(x)
 
     def _source_sample(self, shape: tuple[int, ...], generator: Generators) -> Tensor:
-        """What the source answers: with one generator per sample, to one of them after another."""
-        source, name = cast("Source", self.source), "the source's sample"
-        if generator is None or isinstance(generator, torch.Generator):
-            return _checks.batch(name, source.sample(shape, generator), finite=False)
+        """The source's answer to one generator, to one per sample if it takes them, or else to one after another."""
+        name, sample = "the source's sample", cast("Callable[..., Tensor]", cast("Source", self.source).sample)
+        takes_several = getattr(self.source, "per_sample_generators", False)
+        if takes_several or generator is None or isinstance(generator, torch.Generator):
+            return _checks.batch(name, sample(shape, generator), finite=False)
         if not generator:
-            return _checks.batch(name, source.sample(shape, None), finite=False)
-        return torch.cat([_checks.batch(name, source.sample((1, *shape[1:]), g), finite=False) for g in generator])
+            return _checks.batch(name, sample(shape, None), finite=False)
+        return torch.cat([_checks.batch(name, sample((1, *shape[1:]), g), finite=False) for g in generator])
 
     def transition(self, s: float | Tensor, t: float | Tensor) -> tuple[Tensor, Tensor]:
         """The law of x_t given x_s, for s nearer the data: x_t ~ N(scale x_s, std^2 I).

@@ -54,7 +54,11 @@ class Source(Protocol):
     """A law at the noise end: anything with these two methods, or with the one that is needed."""
 
     def sample(self, shape: Sequence[int], /, generator: torch.Generator | None = None) -> Tensor:
-        """Draw a tensor of `shape` (B, *event); with one generator per sample it is asked for one after another."""
+        """Draw a tensor of `shape` (B, *event).
+
+        With one generator per sample it is asked for one after another, unless it has an attribute
+        `per_sample_generators` that is True: then it receives them all, in a list.
+        """
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Log-density of `x` (B, *event), in nats, shape (B,)."""

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from sdegen import _checks
-from sdegen._arguments import evaluating
+from sdegen._arguments import evaluating, warn_of_hidden_modules
 from sdegen._shapes import Generators, batch_of_times, like, uniform
 from sdegen.likelihoods.weighted import Estimate
 from sdegen.models.base import Cond
@@ -67,7 +67,8 @@ def ratio_loss(
     On a path both are diffused, and T is the ratio of the laws of x_t: the `log_weight` of `Guided`. A real sample and
     its fakes share their t and their noise: each is still diffused as it should be, and what is equal in both cancels
     in the gradient. In much noise p and q hardly differ, and the slope of a trained T is all error there, which
-    guidance multiplies by u/(1-u): `Guided(model, T, scale=lambda u: (u < 0.5).to(u))` leaves it out.
+    guidance multiplies by u/(1-u): `Guided(model, T, scale=lambda u: (u < 0.5).to(u))` leaves it out. `Guided` refuses
+    a model with a `Standardize`: train both networks on data in the model's units.
 
     Args:
         net: a network or any callable, net(x_t, t, **cond) on a path and net(x, **cond) without, to logits (rows,);
@@ -75,7 +76,8 @@ def ratio_loss(
         real: samples of p, (B, *event).
         fake: samples of q, (k B, *event), k copies of the batch one after another: row j B + b belongs to real row b.
         path: the path on which both are diffused; None, the default, compares them as they are.
-        cond: keyword arguments for the network; tensors with B rows go with the real rows and with their fakes.
+        cond: keyword arguments for the network; tensors with B rows go with the real rows and with their fakes, and
+            one with a row for every fake, or for every row of both, is refused unless it is `Shared`.
         t: times, in the path's own time, a scalar or (B,); by default uniform draws.
         noise: the standard normals eps, or the source's draws, like `real`, instead of draws.
         generator: for t and the noise, a torch.Generator or one per real sample.
@@ -105,7 +107,7 @@ def ratio_loss(
     """
     _check_callable("net", net)
     k = _check_rows(real, fake)
-    arguments = _checks.conditions(cond)
+    arguments = _conditions(cond, len(real), k, path)
     x = torch.cat([real, fake.to(real)])
     inputs: tuple[Tensor, ...] = (x,)
     if path is not None:
@@ -116,7 +118,7 @@ def ratio_loss(
                 raise ValueError(f"{name} belongs to a path, and path is None: real and fake are compared as they are.")
     rows = torch.arange(len(real), device=real.device).repeat(k + 1)
     logit = _logits("net", net, inputs, _checks.network_arguments(arguments, rows, len(real))) - math.log(k)
-    return 0.5 * (F.softplus(-logit[: len(real)]).mean() + k * F.softplus(logit[len(real) :]).mean())
+    return 0.5 * (_softplus(-logit[: len(real)]).mean() + k * _softplus(logit[len(real) :]).mean())
 
 
 def contrastive_loss(net: Logit, real: Tensor, fakes: Tensor) -> Tensor:
@@ -140,7 +142,8 @@ def contrastive_loss(net: Logit, real: Tensor, fakes: Tensor) -> Tensor:
     Raises:
         TypeError: an argument of another type, before the network is called; logits that are no floating tensor.
         ValueError: an argument that does not fit, before the network is called; logits of another shape.
-        NonFiniteError: a logit is NaN (on the CPU).
+        NonFiniteError: a logit is NaN or, so that the loss would be, infinite (on the CPU); one of -infinity is taken
+            as it is, unless a real sample and all its fakes have it.
 
     Examples:
         >>> import math
@@ -161,7 +164,13 @@ def contrastive_loss(net: Logit, real: Tensor, fakes: Tensor) -> Tensor:
     _check_samples("fakes", fakes)
     x = torch.cat([real[None], fakes.to(real)]).flatten(0, 1)
     logits = _logits("net", net, (x,), {}).unflatten(0, (-1, len(real)))
-    return F.cross_entropy(logits.T, torch.zeros_like(logits[0], dtype=torch.int64))
+    loss = F.cross_entropy(logits.T, torch.zeros_like(logits[0], dtype=torch.int64))
+    if loss.device.type == "cpu" and bool(loss.detach().isnan()):
+        raise _checks.NonFiniteError(
+            f"The loss is NaN: net is infinite in {int((logits == math.inf).sum())} of {logits.numel()} rows, and "
+            f"-infinite for {int((logits == -math.inf).all(0).sum())} real samples and all their fakes."
+        )
+    return loss
 
 
 def jsd(logit: Logit, real: Tensor, fake: Tensor) -> Estimate:
@@ -175,7 +184,8 @@ def jsd(logit: Logit, real: Tensor, fake: Tensor) -> Estimate:
 
     Args:
         logit: a network or any callable, logit(x) to logits (rows,), called once on `real` and once on `fake`; a module
-            in eval mode, with x in the dtype of its weights.
+            in eval mode, with x in the dtype of its weights. Infinite ones may be right, log 2 at best; where one is
+            infinitely wrong the value is -infinity, and its standard error NaN.
         real: samples of p, (n, *event).
         fake: samples of q, (m, *event); m may differ from n.
 
@@ -201,9 +211,10 @@ def jsd(logit: Logit, real: Tensor, fake: Tensor) -> Estimate:
     _check_samples("real", real)
     _check_samples("fake", fake)
     _check_events(real, fake)
+    warn_of_hidden_modules("logit", logit)
     with evaluating(logit) if isinstance(logit, nn.Module) else torch.no_grad():
         logits = [_logits("logit", logit, (x.clone(),), {}).double() for x in (real, fake)]
-    losses = F.softplus(-logits[0]), F.softplus(logits[1])
+    losses = _softplus(-logits[0]), _softplus(logits[1])
     squares = [loss.var() / len(loss) if len(loss) > 1 else loss[0] * math.nan for loss in losses]
     value = math.log(2) - 0.5 * (losses[0].mean() + losses[1].mean())
     return Estimate(value, 0.5 * (squares[0] + squares[1]).sqrt())
@@ -236,7 +247,13 @@ def _logits(name: str, net: Logit, inputs: tuple[Tensor, ...], cond: Mapping[str
     """What a network says of a batch: one number per row, in at least float32; NaN is looked for on the CPU."""
     weights = net.parameters() if isinstance(net, nn.Module) else ()
     dtype = next((p.dtype for p in weights if p.is_floating_point()), inputs[0].dtype)
-    logits, n = net(*(each.to(dtype) for each in inputs), **cond), len(inputs[0])
+    inputs, n = tuple(each.to(dtype) for each in inputs), len(inputs[0])
+    if inputs[0].device.type == "cpu" and not bool(inputs[0].detach().isfinite().all()):
+        raise ValueError(
+            f"The samples are too large for {name}: in the dtype that it receives, {dtype}, or on the way "
+            "to it, they are infinite."
+        )
+    logits = net(*inputs, **cond)
     if not isinstance(logits, Tensor) or not logits.is_floating_point():
         got = logits.dtype if isinstance(logits, Tensor) else type(logits).__name__
         raise TypeError(f"{name} must return a tensor of floating logits, and it returned {got}.")
@@ -245,6 +262,25 @@ def _logits(name: str, net: Logit, inputs: tuple[Tensor, ...], cond: Mapping[str
     if logits.device.type == "cpu" and bool(logits.detach().isnan().any()):
         raise _checks.NonFiniteError(f"{name} is NaN in {int(logits.isnan().sum())} of {n} rows.")
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def _softplus(a: Tensor) -> Tensor:
+    """log(1 + exp(a)), right to rounding for large a too."""
+    return -F.logsigmoid(-a)
+
+
+def _conditions(cond: Cond, rows: int, k: int, path: object) -> Mapping[str, object]:
+    """The conditions, none of them with a row per fake, nor under a name that is taken."""
+    found = _checks.conditions(cond)
+    if path is not None and "t" in found:
+        raise ValueError("On a path the network is called as net(x_t, t, **cond), and cond has a 't' of its own.")
+    for name, value in found.items():
+        if isinstance(value, Tensor) and value.ndim and len(value) != rows and len(value) in (k * rows, (k + 1) * rows):
+            raise ValueError(
+                f"cond[{name!r}] has {len(value)} rows, and there are {rows} real samples with {k} fakes each: give "
+                "one row per real sample, which its fakes share, or Shared(value) if it belongs to all of them."
+            )
+    return found
 
 
 def _check_callable(name: str, net: object) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 
 import torch
+import zuko
 from fields import planar
 from planar import Planar, PlanarFlow, allowed
+from torch import nn
 from torch.nn.functional import softplus
 
 import sdegen
@@ -21,12 +23,29 @@ def layers(d=3, count=20, scale=2.0):
         yield w, u, torch.randn(())
 
 
+class OneLayer(nn.Module):
+    """The law of x = layer(z), z from N(0, I)."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self):
+        base = zuko.distributions.DiagNormal(torch.zeros(3), torch.ones(3))
+        return zuko.distributions.NormalizingFlow(self.layer.inv, base)
+
+
 def test_the_determinant_is_that_of_autograd():
+    """And of one layer the density is log N(z; 0, I) - log |det|."""
     for w, u, b in layers(count=8):
-        layer, z = Planar(w, u, b), torch.randn(5, 3)
-        jacobians = torch.stack([torch.autograd.functional.jacobian(layer, row) for row in z])
-        expected = torch.linalg.slogdet(jacobians).logabsdet
-        torch.testing.assert_close(layer.log_abs_det_jacobian(z, layer(z)), expected, rtol=0, atol=1e-11)
+        z = torch.randn(5, 3)
+        for each in (u, allowed(u, w)):
+            layer = Planar(w, each, b)
+            jacobians = torch.stack([torch.autograd.functional.jacobian(layer, row) for row in z])
+            expected = torch.linalg.slogdet(jacobians).logabsdet
+            torch.testing.assert_close(layer.log_abs_det_jacobian(z, layer(z)), expected, rtol=0, atol=1e-11)
+        density = -0.5 * (z**2).sum(1) - 1.5 * math.log(2 * math.pi) - expected
+        torch.testing.assert_close(source(OneLayer(layer)).log_prob(layer(z)), density, rtol=0, atol=1e-9)
 
 
 def test_the_constraint_makes_every_layer_invertible():

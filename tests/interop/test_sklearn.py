@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from sklearn import cluster, mixture, pipeline
-from torch.distributions import Beta
 
 import sdegen
 from sdegen.datasets import eight_gaussians
@@ -129,19 +128,25 @@ def test_what_is_fitted_in_single_precision_is_sampled_in_it():
     torch.testing.assert_close(law.log_prob(torch.as_tensor(x)).double(), theirs, rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.parametrize("prior", ["dirichlet_process", "dirichlet_distribution"])
 @pytest.mark.parametrize("concentration", [0.5, 30.0])
-def test_the_expected_log_weights_of_a_dirichlet_process(concentration):
-    """E log p(Z | V) by THEORY 9.6 with the fitted Beta pairs, against draws of the sticks."""
-    fitted = fit(mixture.BayesianGaussianMixture, components=5, weight_concentration_prior=concentration)
-    a, b = (torch.as_tensor(pair)[:-1] for pair in fitted.weight_concentration_)
-    phi = torch.tensor([0.3, 0.1, 0.25, 0.05, 0.3])
-    after = phi.sum() - phi.cumsum(0)[:-1]
-    psi = torch.digamma
-    closed = (after * (psi(b) - psi(a + b)) + phi[:-1] * (psi(a) - psi(a + b))).sum()
-    v = Beta(a, b).sample((100_000,))
-    left = torch.cat([torch.zeros(len(v), 1), torch.log1p(-v).cumsum(1)], 1)
-    logs = (phi * (left + torch.cat([v.log(), torch.zeros(len(v), 1)], 1))).sum(1)
-    assert abs(float(logs.mean() - closed)) < 5 * float(logs.std()) / math.sqrt(len(v))
+def test_the_weights_are_the_expected_ones_of_the_fitted_sticks(concentration, prior):
+    """E[pi_k] = E[v_k] prod E[1 - v_j] over j < k, v_k ~ Beta(a_k, b_k), cut off and normalised; or of a Dirichlet law.
+
+    Read off the density, at means so far apart that each component stands alone.
+    """
+    options = {"weight_concentration_prior": concentration, "weight_concentration_prior_type": prior}
+    fitted = fit(mixture.BayesianGaussianMixture, components=5, **options)
+    if prior == "dirichlet_process":
+        a, b = (torch.as_tensor(pair) for pair in fitted.weight_concentration_)
+        v = a / (a + b)
+        expected = v * torch.cat([torch.ones(1), (1 - v).cumprod(0)[:-1]])
+    else:
+        expected = torch.as_tensor(fitted.weight_concentration_)
+    fitted.means_ = 1e3 * np.arange(5)[:, None] * np.ones(3)
+    heights = -0.5 * np.linalg.slogdet(2 * math.pi * fitted.covariances_)[1]
+    found = (from_mixture(fitted).log_prob(torch.as_tensor(fitted.means_)) - torch.as_tensor(heights)).exp()
+    torch.testing.assert_close(found, expected / expected.sum(), rtol=1e-9, atol=0)
 
 
 @pytest.mark.parametrize(
@@ -180,6 +185,61 @@ def test_weights_that_are_no_numbers_are_refused():
     fitted.weights_ = np.array([0.5, 0.5, math.nan])
     with pytest.raises(ValueError, match="weights must be finite"):
         from_mixture(fitted)
+
+
+@pytest.mark.parametrize(
+    ("covariance_type", "changed", "words"),
+    [
+        (
+            "full",
+            {"weights_": np.array([0.5, 0.5])},
+            r"^weights_ must be one number per .*, 3, .*it is \[0\.5, 0\.5\]\.$",
+        ),
+        ("tied", {"weights_": np.ones((3, 1))}, r"^weights_ must be one number per component, 3, "),
+        ("diag", {"weights_": np.zeros(3)}, r"and not all of them 0, and it is \[0\.0, 0\.0, 0\.0\]\.$"),
+        ("diag", {"covariances_": -np.eye(3)}, r"^covariances_ of type 'diag' are variances, and the least is -1\.$"),
+        (
+            "spherical",
+            {"covariances_": np.array([1, -2.5, 1])},
+            r"^covariances_ of type 'spherical' .* least is -2\.5\.$",
+        ),
+        ("full", {"covariances_": np.ones((3, 3, 2))}, r"^covariance_type is 'full', .* have shape \(3, 3, 2\)"),
+        ("diag", {"covariances_": np.ones((3, 2))}, r"^covariance_type is 'diag', .* have shape \(3, 2\)"),
+        ("tied", {"covariances_": np.eye(2)}, r"^covariance_type is 'tied', .* have shape \(2, 2\)"),
+        ("spherical", {"covariances_": np.ones(2)}, r"^covariance_type is 'spherical', .* have shape \(2,\)"),
+    ],
+)
+def test_numbers_that_were_changed_after_the_fit_are_refused(covariance_type, changed, words):
+    fitted = fit(covariance_type=covariance_type)
+    vars(fitted).update(changed)
+    with pytest.raises(ValueError, match=words):
+        from_mixture(fitted)
+
+
+@pytest.mark.parametrize("covariance_type", TYPES)
+def test_a_component_of_weight_zero_is_left_out_of_every_type(covariance_type):
+    """The density is that of the other two, whose numbers are these two's own."""
+    fitted, x = fit(covariance_type=covariance_type), correlated(50, seed=2)
+    fitted.weights_ = np.array([0.25, 0.0, 0.75])
+    S = fitted.covariances_ if covariance_type == "tied" else fitted.covariances_[[0, 2]]
+    own = {"covariances": S} if covariance_type in ("full", "tied") else {"stds": np.sqrt(S)}
+    alone = sdegen.GaussianMixture(fitted.means_[[0, 2]], weights=[0.25, 0.75], **own)
+    assert repr(from_mixture(fitted)) == "GaussianMixture(2 components, event (3,))"
+    torch.testing.assert_close(from_mixture(fitted).log_prob(x), alone.log_prob(x), rtol=1e-12, atol=0)
+
+
+def test_numbers_that_cannot_be_written_are_read():
+    """As joblib.load(..., mmap_mode="r") leaves them; and what is written into the fit later changes nothing."""
+    fitted, x = fit(), correlated(9, seed=3)
+    for name in ("weights_", "means_", "covariances_"):
+        getattr(fitted, name).setflags(write=False)
+    law = from_mixture(fitted)
+    before = law.log_prob(x)
+    for name in ("weights_", "means_", "covariances_"):
+        numbers = getattr(fitted, name)
+        numbers.setflags(write=True)
+        numbers *= 2
+    torch.testing.assert_close(law.log_prob(x), before, rtol=0, atol=0)
 
 
 def test_without_scikit_learn_the_extra_is_named(monkeypatch):

@@ -176,13 +176,22 @@ def test_a_conditional_flow_is_a_law_that_an_encoder_may_return():
     """log q(z_K | x) = log q_0(z_0 | x) - sum of log |det|, with gradients to the flow and to its features."""
     torch.manual_seed(0)
     made, features = zuko.flows.MAF(features=2, context=3, **SMALL), nn.Linear(5, 3)
-    law = made(features(torch.randn(6, 5)))
+    c = features(torch.randn(6, 5))
+    law = made(c)
     z = law.rsample()
     assert (z.shape, law.log_prob(z).shape) == ((6, 2), (6,))
     f = law.transform
     jacobian = torch.autograd.functional.jacobian(lambda z: f(z).sum(0), z).permute(1, 0, 2)
     expected = Normal(0.0, 1.0).log_prob(f(z)).sum(1) + torch.linalg.slogdet(jacobian).logabsdet
     torch.testing.assert_close(law.log_prob(z), expected, rtol=0, atol=1e-10)
+
+    class OfOne(nn.Module):
+        """The law of the third x, which is one without a context."""
+
+        def forward(self):
+            return made(c[2])
+
+    torch.testing.assert_close(source(OfOne()).log_prob(z)[2], expected[2], rtol=0, atol=1e-10)
     (law.log_prob(z) - sdegen.Gaussian([0.0, 0.0], 1.0).log_prob(z)).mean().backward()
     assert float(features.weight.grad.abs().max()) > 0
     assert any(float(p.grad.abs().max()) > 0 for p in made.parameters())

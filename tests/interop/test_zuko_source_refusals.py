@@ -51,7 +51,7 @@ def nsf(d=2, context=0):
             r"^flow\(\) must be a NormalizingFlow of zuko, and GMM returns Mixture\.$",
         ),
         (zuko.flows.NCSF(features=2), TypeError, r"^The flow's base must be normal, .*BoxUniform"),
-        (nsf(context=3), ValueError, r"^flow must be one without a context, and NSF says: .*\(5x2 and 5x8\)\.$"),
+        (nsf(context=3), ValueError, r"^flow must be one without a context, and NSF says: .*\(9x2 and 5x8\)\.$"),
         (zuko.flows.CNF(features=2, exact=False), ValueError, r"same at every call: build it with exact=True\.$"),
         (
             zuko.flows.GF(features=2),

@@ -25,23 +25,42 @@ def encoded(n):
     return x, A * x + S * torch.randn(n, 1), torch.randn(n, 1)
 
 
-def test_the_posterior_s_divergence_is_the_mean_of_the_exact_logit():
-    x, z, _ = encoded(100_000)
-    T = 0.5 * (z**2 - ((z - A * x) / S) ** 2) - math.log(S)
-    off = T - kl_to_prior(x)
-    assert abs(float(off.mean())) < 4 * float(off.std()) / 100_000**0.5 < 0.02
+def quadratic(weights):
+    """The logit T(z, x) of second degree with these six weights."""
+
+    def net(z, x):
+        parts = (z**2, z * x, x**2, z, x, torch.ones_like(z))
+        return torch.cat(parts, 1) @ weights
+
+    return net
+
+
+def quantiles(n):
+    """The middles of n parts of N(0, 1) of equal weight, whose mean is an expectation up to 1/n, (n,)."""
+    return torch.special.ndtri((torch.arange(n) + 0.5) / n)
+
+
+def test_the_loss_is_least_at_the_exact_logit_whose_mean_is_the_posterior_s_divergence():
+    """In expectation over x, z and the prior, to the accuracy of 300 by 300 quantiles."""
+    x, eps = (part.flatten()[:, None] for part in torch.meshgrid(quantiles(300), quantiles(300), indexing="ij"))
+    z = A * x + S * eps
+    exact = torch.tensor([0.5 - 0.5 / S**2, A / S**2, -0.5 * A**2 / S**2, 0.0, 0.0, -math.log(S)])
+    T = quadratic(exact)(z, x)
+    assert abs(float((T - kl_to_prior(x)[:, 0]).mean())) < 5e-3
+
+    def slope(weights):
+        weights = weights.clone().requires_grad_()
+        loss = sdegen.ratio_loss(quadratic(weights), z, eps, cond={"x": x})
+        return torch.autograd.grad(loss, weights)[0]
+
+    assert float(slope(exact).abs().max()) < 1e-3
+    for i, shift in enumerate(0.1 * torch.eye(6)):
+        assert float(slope(exact + shift)[i]) > 5e-3
+        assert float(slope(exact - shift)[i]) < -5e-3
 
 
 def test_and_of_the_logit_that_the_loss_is_least_at():
     """Over 16 trainings of a quadratic logit T(z, x), each asked at draws it has not seen."""
-
-    def quadratic(weights):
-        def net(z, x):
-            parts = (z**2, z * x, x**2, z, x, torch.ones_like(z))
-            return torch.cat(parts, 1) @ weights
-
-        return net
-
     off = []
     for _ in range(16):
         x, z, from_prior = encoded(3000)
@@ -96,10 +115,11 @@ def test_the_contrastive_bound_is_what_the_places_tell(k):
 def test_more_fakes_bring_the_bound_to_the_divergence():
     bounds = [information(k) for k in (1, 2, 4, 6)]
     assert bounds == sorted(bounds)
-    real = REAL[torch.randint(4, (2000, 1))[:, 0]]
-    others = FAKE[torch.randint(4, (500, 2000))]
-    found = math.log(501) - float(sdegen.contrastive_loss(of_state((P / Q).log()), real, others))
-    assert found == pytest.approx(KL, abs=4 * float((P / Q).log().abs().max()) / 2000**0.5)
+    ratios = P / Q
+    others = FAKE.repeat(125, 1)[:, None].expand(500, 4, 1)  # as many of each state as q says: sum of p/q is 500
+    found = math.log(501) - float(sdegen.contrastive_loss(of_state(ratios.log()), REAL, others))
+    assert found == pytest.approx(KL - float((P * ((ratios + 500) / 501).log()).sum()), abs=1e-13)
+    assert found == pytest.approx(KL, abs=1e-3)
 
 
 def test_pairs_are_bounded_by_their_mutual_information():

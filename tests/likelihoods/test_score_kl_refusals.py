@@ -99,7 +99,7 @@ CASES = {
         network(sdegen.VESDE()),
         {"u_min": 1e-3},
         ValueError,
-        r"u_min must be a finite number in \(0.0099\d*, 0.98\d*\), and it is 0.001",
+        r"u_min must be a finite number in \[0.0099\d*, 0.98\d*\], and it is 0.001",
     ),
     "generators": (
         ONES,

@@ -16,19 +16,20 @@ u_min must stay above 0.
 
 Where a path starts at data noised to a deviation of sigma_0, as `VESDE` does, z is the state there, as in `sample` and
 `log_prob`, and s^2 - sigma_0^2 stands for s^2 in V. u_min is then by default the path's own start, where nothing is
-drawn about x_hat; above it the third term is E KL( q(z | y at u_min) || N(z_hat, (u_min/(1-u_min))^2 - sigma_0^2) ) with
-z_hat the model's mean of z, the noised latent.
+drawn about x_hat; above it the third term has N(z_hat, (u_min/(1-u_min))^2 - sigma_0^2) in the place of that about
+x_hat, z_hat being the model's mean of z, the noised latent.
 
 The integral is estimated at random clocks. With x = (u/(1-u))^2 and D = eps - x_0, x_0 a clean latent, they are even in
 
     w = log((c + x)/(a + x)),    E|eps_q - eps_hat|^2 / (u (1-u)) |du/dw|
                                  = 1/2 (c (1-u)^2 + u^2) (a (1-u)^2 + u^2) / ((c-a) u^2) E|D_q - D_hat|^2
 
-c belongs to the noise end: it is `Model.gain` there squared, at least 1. For a network that predicts v or a velocity of
-`CondOT`, an error in its answer is one of D of like size, c is about 1, and with a = 0 w is the log(1 + SNR) of
-`continuous_vlb`. One that predicts eps or the score has an error of D that is 1/(1-u) times that of eps, and then c =
-1/(1-u)^2 at the noise end makes w nearly log-SNR, in which the integrand stays between 1/2 and 1 times the squared error
-of eps. It is not bounded for a network that predicts the data, whose error of D is 1/u times its own.
+c belongs to the noise end: it is `Model.gain` there squared, at least 1. Where a network predicts v, or the velocity on
+`CondOT`, its error is one of D of like size, and c is about 1: with a = 0, w is the log(1 + SNR) of `continuous_vlb`.
+Where it predicts eps, the score, or on `VESDE` and `EDM` the velocity, an error of eps is one of D that is 1/(1-u)
+times as large. There c is 1/(1-u)^2 at the noise end, w nearly log-SNR, and the integrand stays between 1/2 and 1 times
+the squared error of eps. For a network that predicts the data, whose error of D is 1/u times its own, there is no such
+bound at the data end.
 
 a belongs to the data end: under an exact model it is the harmonic mean of s^2 - sigma_0^2, but no more than the least
 variance of a component of p, or 1/4. For p = N(0, I) the integrand has the shape of |dw/du| with c = 1, and in general
@@ -287,7 +288,7 @@ class Clocks(NamedTuple):
 
     @classmethod
     def of(cls, prior: Model, q: Posterior, latents: Latents) -> Clocks:
-        """Those that suit the two laws."""
+        """Those that suit q, the prior's law where it is known, and what its network predicts."""
         a, mixture = q.narrow, mixture_of(prior)
         if prior.exact and mixture is not None:
             a = torch.minimum(a, mixture.least_variance.to(a))

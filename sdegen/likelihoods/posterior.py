@@ -19,24 +19,23 @@ Where a path starts at data noised to a deviation of sigma_0, as `VESDE` does, z
 drawn about x_hat; above it the third term has N(z_hat, (u_min/(1-u_min))^2 - sigma_0^2) in the place of that about
 x_hat, z_hat being the model's mean of z, the noised latent.
 
-The integral is estimated at random clocks. With x = (u/(1-u))^2, and D the noise less the clean latent,
-they are even in
+The integral is estimated at random clocks. With x = (u/(1-u))^2, and D the noise less the clean latent, they are even
+in
 
     w = log((c + x)/(a + x)),    E|eps_q - eps_hat|^2 / (u (1-u)) |du/dw|
                                  = 1/2 (c (1-u)^2 + u^2) (a (1-u)^2 + u^2) / ((c-a) u^2) E|D_q - D_hat|^2
 
 c belongs to the noise end: it is `Model.gain` there squared, at least 1. Where a network predicts v, or the velocity on
 `CondOT`, its error is one of D of like size, and c is 1 to 2: with a = 0, w is about the log(1 + SNR) of
-`continuous_vlb`.
-Where it predicts eps, the score, or on `VESDE` and `EDM` the velocity, an error of eps is one of D that is 1/(1-u)
-times as large. There c is 1/(1-u)^2 at the noise end, w nearly log-SNR, and the integrand stays between 1/2 and 1 times
-the squared error of eps. For a network that predicts the data, whose error of D is 1/u times its own, there is no such
-bound at the data end.
+`continuous_vlb`. Where it predicts eps, the score, or on `VESDE` and `EDM` the velocity, an error of eps is one of D
+that is 1/(1-u) times as large. There c is 1/(1-u)^2 at the noise end, w nearly log-SNR, and the integrand stays between
+1/2 and 1 times the squared error of eps. For a network that predicts the data, whose error of D is 1/u times its own,
+there is no such bound at the data end.
 
 a belongs to the data end: under an exact model it is the harmonic mean of s^2, less sigma_0^2, but no more than the
-least variance of a component of p, or 1/4. For p = N(0, I) the integrand has the shape of |dw/du| with c = 1, and in general
-it falls off below the narrower of the two laws. Under a network, whose error does not, it is 0, and where sigma_0 > 0
-the lesser of 0 and that difference.
+least variance of a component of p, or 1/4. For p = N(0, I) the integrand has the shape of |dw/du| with c = 1, and in
+general it falls off below the narrower of the two laws. Under a network, whose error does not, it is 0, and where
+sigma_0 > 0 the lesser of 0 and that difference.
 
 References:
     Score-based Generative Modeling in Latent Space, Vahdat et al., 2021, arXiv:2106.05931.

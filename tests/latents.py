@@ -10,7 +10,7 @@ from torch import Tensor
 
 import sdegen
 from sdegen.likelihoods.continuous import errors
-from sdegen.likelihoods.posterior import Clocks, Posterior, _stretch, latents_of
+from sdegen.likelihoods.posterior import Clocks, Posterior, latents_of
 
 THREE = sdegen.GaussianMixture([[-1.0], [0.3], [1.5]], [0.3, 0.15, 0.5], [0.2, 0.5, 0.3])
 
@@ -48,14 +48,15 @@ class AtNodes:
 
 def by_quadrature(mean: float, std: float, prior: sdegen.Model, clocks: int = 6, normals: int = 60) -> float:
     """What score_kl estimates for one latent of one value, with nodes in place of draws; no last term."""
-    start, u_min, high = latents_of(prior, None)
+    latents = latents_of(prior, None)
+    start, u_min, high, _ = latents
     assert u_min == start
     fractions, of_clock = legendre(clocks, 0.0, 1.0)
     z, of_normal = normal_nodes(normals)
     weights = (of_clock[:, None] * of_normal).flatten()
     fractions, z = (part.flatten() for part in torch.broadcast_tensors(fractions[:, None], z))
     q = Posterior.of(prior, torch.full((len(z), 1), mean), torch.full((len(z), 1), std), start, {}, None)
-    along = Clocks(_stretch(q, prior.exact), u_min, high)
+    along = Clocks.of(prior, q, latents)
     ((u, error),) = errors(prior, AtNodes(q, z[:, None]), [along.at(fractions)], False)
     integral = (weights * along.length * along.integrand(u, error.square().sum(1))).sum()
     return float(integral + q.at_noise(high)[0] + q.about_x_hat(u_min)[0])

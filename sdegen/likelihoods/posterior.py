@@ -15,14 +15,27 @@ the prior's law at the noise end. A network's error does not vanish at u = 0, it
 u_min must stay above 0.
 
 Where a path starts at data noised to a deviation of sigma_0, as `VESDE` does, z is the state there, as in `sample` and
-`log_prob`: s^2 - sigma_0^2 stands for s^2 in V, u_min is the path's own start, and nothing is drawn about x_hat.
+`log_prob`, and s^2 - sigma_0^2 stands for s^2 in V. u_min is then by default the path's own start, where nothing is
+drawn about x_hat; above it the third term has N(z_hat, (u_min/(1-u_min))^2 - sigma_0^2) in the place of that about
+x_hat, z_hat being the model's mean of z, the noised latent.
 
-The integral is estimated at random clocks. With x = (u/(1-u))^2 they are even in w = log((1+x)/(a+x)), for which
+The integral is estimated at random clocks. With x = (u/(1-u))^2, and D the noise less the clean latent, they are even
+in
 
-    |dw/du| E ... = 1/2 ((1-u)^2 + u^2) (a (1-u)^2 + u^2) / ((1-a) u^2) E|D_q - D_hat|^2,   D = eps - x,
+    w = log((c + x)/(a + x)),    E|eps_q - eps_hat|^2 / (u (1-u)) |du/dw|
+                                 = 1/2 (c (1-u)^2 + u^2) (a (1-u)^2 + u^2) / ((c-a) u^2) E|D_q - D_hat|^2
 
-is bounded: a is the harmonic mean of s^2, at most 1/4, under an exact model, whose integrand has that shape for p =
-N(0, I), and 0 under a network, which makes w the log(1 + SNR) of `continuous_vlb`.
+c belongs to the noise end: it is `Model.gain` there squared, at least 1. Where a network predicts v, or the velocity on
+`CondOT`, its error is one of D of like size, and c is 1 to 2: with a = 0, w is about the log(1 + SNR) of
+`continuous_vlb`. Where it predicts eps, the score, or on `VESDE` and `EDM` the velocity, an error of eps is one of D
+that is 1/(1-u) times as large. There c is 1/(1-u)^2 at the noise end, w nearly log-SNR, and the integrand stays between
+1/2 and 1 times the squared error of eps. For a network that predicts the data, whose error of D is 1/u times its own,
+there is no such bound at the data end.
+
+a belongs to the data end: under an exact model it is the harmonic mean of s^2, less sigma_0^2, but no more than the
+least variance of a component of p, or 1/4. For p = N(0, I) the integrand has the shape of |dw/du| with c = 1, and in
+general it falls off below the narrower of the two laws. Under a network, whose error does not, it is 0, and where
+sigma_0 > 0 the lesser of 0 and that difference.
 
 References:
     Score-based Generative Modeling in Latent Space, Vahdat et al., 2021, arXiv:2106.05931.
@@ -40,17 +53,20 @@ import torch
 from torch import Tensor
 
 from sdegen import _checks
-from sdegen._arguments import interval, scale_at
+from sdegen._arguments import scale_at
 from sdegen._checks import NonFiniteError
 from sdegen._shapes import Generators, like, normal, sum_event, summary
 from sdegen.likelihoods.continuous import errors, first_latent
 from sdegen.likelihoods.variational import check_draws, error_of_sum, stratified
 from sdegen.models.base import Cond, Model, instead_of_model
-from sdegen.models.exact import ExactModel
+from sdegen.models.exact import ExactModel, GaussianMixture
 from sdegen.models.laws import positive
 
+ROUNDING = 1e-12
+"""How far beyond its clocks a model may be asked, as in `Model.covers`."""
+
 MOST = 0.25
-"""The largest a: where s^2 is near 1, log((1+x)/(s^2+x)) would be no clock."""
+"""The largest a: where s^2 is near c, log((c+x)/(s^2+x)) would be no clock."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,14 +111,19 @@ def score_kl(
                       + E KL( q(z | y at u_min) || N(x_hat, (u_min/(1-u_min))^2) )
 
     with y = (1-u) z + u eps, z ~ q, eps_q = E[eps | y] in closed form and eps_hat the model's. p is the law of the
-    model's reverse SDE; `log_prob` gives the density of its ODE, which is another one unless the score is exact. With
+    model's reverse SDE; `log_prob` gives the density of its ODE. They are one where the score is exact and the path
+    ends in pure noise; `VPSDE`, `VESDE` and `EDM` end short of it, and there they differ with an exact score too. With
     an exact model on a path that ends in pure noise the bound is the divergence; where the path ends before that, it is
     off by what the law of the data there is from N(0, sigma^2). Only the ends of the path matter.
 
     The second term is exact. The integral is estimated without bias at `draws` random clocks per sample, each with a y
-    of its own, two of them in each of draws/2 equal slices of a clock under which the integrand stays bounded; what is
-    random in the last term at two more. Gradients flow to `mean`, `std` and the parameters of the prior where they are
-    on, and every module stays in the mode it is in: this is a loss as well as a number.
+    of its own, two of them in each of draws/2 equal slices of a clock that takes after the integrand; what is random in
+    the last term at two more. Gradients flow to `mean`, `std` and the parameters of the prior where they are on, and
+    every module stays in the mode it is in: this is a loss as well as a number.
+
+    Intervals of few draws are short: value +- 1.96 standard_error of one sample holds the expectation with probability
+    0.93 or so at 64 draws, 0.87 at 16 and 0.65 at 2, less where few clocks carry the integral. The mean over a batch,
+    whose values are independent, has the error of any mean.
 
     Args:
         mean: of q, (B, *latent).
@@ -122,9 +143,10 @@ def score_kl(
 
     Raises:
         TypeError: an argument of another type, before the first network call.
-        ValueError: an argument that does not fit, before the first network call: a std that is not positive, latents of
-            another shape than those of an exact prior, a prior without a score, in other units, or whose network is
-            singular in the pure noise that its path ends in. Values on an accelerator are not looked at: there a std
+        ValueError: an argument that does not fit, before the first network call: a std that is not positive, or whose
+            square is 0 in its dtype, latents of another shape than those of an exact prior, a prior without a score, in
+            other units, that does not answer from u_min to the noise end of its path, or whose network is singular in
+            the pure noise that the path ends in. Values on an accelerator are not looked at: there a std
             that is not positive gives NaN.
         NonFiniteError: for a bound that is NaN or infinite, on the CPU.
 
@@ -161,11 +183,13 @@ class Latents(NamedTuple):
         start: of z, the data end of the path.
         u_min: where the integral starts.
         high: the noise end.
+        c: of `Clocks`.
     """
 
     start: float
     u_min: float
     high: float
+    c: float
 
 
 @dataclass(frozen=True)
@@ -205,6 +229,17 @@ class Posterior:
         """That of the states."""
         return self.y.dtype
 
+    @property
+    def narrow(self) -> Tensor:
+        """The harmonic mean of s^2, less sigma_0^2, (B,), without a gradient.
+
+        It is held a few digits above -sigma_0^2, which an s far below sigma_0 would otherwise be rounded to.
+        """
+        std, noise = self.std.detach().flatten(1), ratio(self.start)
+        least = std.amin(1)
+        harmonic = least**2 / ((least[:, None] / std) ** 2).mean(1)
+        return torch.clamp(harmonic - noise, min=-(1 - 1e-4) * noise)
+
     def noised(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """A draw of q at the clocks `u` (B,), and D_q = E[eps - x | y] there."""
         y = self.y
@@ -238,23 +273,33 @@ class Posterior:
 
 
 class Clocks(NamedTuple):
-    """Clocks that are even in w = log((1+x)/(a+x)), x = (u/(1-u))^2, between two ends.
+    """Clocks that are even in w = log((c+x)/(a+x)), x = (u/(1-u))^2, between two ends.
 
     Attributes:
         a: one for each sample, (B,).
+        c: greater than every a.
         low: the clock at the data end.
         high: that at the noise end.
     """
 
     a: Tensor
+    c: float
     low: float
     high: float
+
+    @classmethod
+    def of(cls, prior: Model, q: Posterior, latents: Latents) -> Clocks:
+        """Those that suit q, the prior's law where it is known, and what its network predicts."""
+        a, mixture = q.narrow, mixture_of(prior)
+        if prior.exact and mixture is not None:
+            a = torch.minimum(a, mixture.least_variance.to(a))
+        return cls(torch.clamp(a, max=MOST if prior.exact else 0.0), latents.c, latents.u_min, latents.high)
 
     @property
     def length(self) -> Tensor:
         """Of w, (B,)."""
-        ends = (torch.log((q**2 + u**2) / (self.a * q**2 + u**2)) for u in (self.low, self.high) for q in (1 - u,))
-        first, last = ends
+        ends = ((1 - u, u) for u in (self.low, self.high))
+        first, last = (torch.log((self.c * q**2 + u**2) / (self.a * q**2 + u**2)) for q, u in ends)
         return first - last
 
     def at(self, fraction: Tensor) -> Tensor:
@@ -262,23 +307,22 @@ class Clocks(NamedTuple):
 
         With x_0 at the data end and k = exp(-length fraction), in a form that keeps its digits at both ends, x is
 
-            ((1-a) x_0 + a (1+x_0) (1-k)) / ((1+x_0) k - (a+x_0))
+            ((c-a) x_0 + a (c+x_0) (1-k)) / ((c+x_0) k - (a+x_0))
         """
-        x_0, passed = ratio(self.low), self.length * fraction
-        below = torch.clamp((1 + x_0) * torch.exp(-passed) - (self.a + x_0), min=0)
-        x = ((1 - self.a) * x_0 - self.a * (1 + x_0) * torch.expm1(-passed)) / below
+        a, c, x_0, passed = self.a, self.c, ratio(self.low), self.length * fraction
+        below = torch.clamp((c + x_0) * torch.exp(-passed) - (a + x_0), min=0)
+        x = ((c - a) * x_0 - a * (c + x_0) * torch.expm1(-passed)) / below
         return torch.clamp(1 / (1 + torch.rsqrt(x)), self.low, self.high)
 
     def integrand(self, u: Tensor, squares: Tensor) -> Tensor:
         """The integrand in w where |D_q - D_hat|^2 is `squares`, (B,)."""
-        q = 1 - u
-        return 0.5 * (q**2 + u**2) * (self.a * q**2 + u**2) / ((1 - self.a) * u**2) * squares
+        a, c, q = self.a, self.c, 1 - u
+        return 0.5 * (c * q**2 + u**2) * (a * q**2 + u**2) / ((c - a) * u**2) * squares
 
 
 def _terms(prior: Model, q: Posterior, latents: Latents, draws: int) -> Tensor:
     """Random values (B, draws), two to a slice, whose sum estimates the integral, and (B, 2) for the last term."""
-    start, u_min, high = latents
-    clocks = Clocks(_stretch(q, prior.exact), u_min, high)
+    start, u_min, clocks = latents.start, latents.u_min, Clocks.of(prior, q, latents)
     fractions = stratified(q.y, q.generator, draws)
     at = [clocks.at(fraction) for fraction in fractions]
     first = [torch.full_like(at[0], u_min)] * (2 if u_min > start else 0)
@@ -286,12 +330,6 @@ def _terms(prior: Model, q: Posterior, latents: Latents, draws: int) -> Tensor:
     integral = [clocks.length / draws * clocks.integrand(u, square) for u, square in squares[:draws]]
     missed = 0.25 * (1 - u_min) ** 2 * (1 - ratio(start) / ratio(u_min)) if u_min > start else 0.0
     return torch.stack([*integral, *(missed * square for _, square in squares[draws:])], 1)
-
-
-def _stretch(q: Posterior, exact: bool) -> Tensor:
-    """The a of the clocks, (B,): s^2 - sigma_0^2 for the harmonic mean of s^2, and at most 1/4, or 0 for a network."""
-    narrow = 1 / (q.std.detach() ** -2).flatten(1).mean(1)
-    return torch.clamp(narrow - ratio(q.start), max=MOST if exact else 0.0)
 
 
 def ratio(u: float) -> float:
@@ -315,25 +353,64 @@ def latents_of(prior: object, u_min: float | None) -> Latents:
             "noise independent of the data. LatentModel.elbo and iwae, by log_prob, do without."
         )
     prior.needs_own_units("score_kl")
-    low, high = interval(prior, "noise", None)
-    if prior.exact and (u_min is None or u_min == low):
-        return Latents(low, low, high)
-    first = low if u_min == low > 0 else first_latent(prior.path, u_min, low, high)
-    end = float(prior.gain(torch.tensor([high], dtype=torch.float64)))
-    if not (prior.exact or prior.clips or math.isfinite(end)):
+    low, high = prior.path.ends
+    first = _first(prior, u_min, low, high)
+    _check_answers(prior, first, high)
+    return Latents(low, first, high, _at_noise(prior, high))
+
+
+def _first(prior: Model, u_min: object, low: float, high: float) -> float:
+    """Where the integral starts: inside the path, or at its start unless a network is asked at clean data there."""
+    if u_min is None:
+        return low if prior.exact else first_latent(prior.path, None, low, high)
+    if prior.exact or low > 0:
+        u_min = _checks.real("u_min", u_min, low, high)
+        if u_min == low:
+            return low
+    return _checks.real("u_min", u_min, low, high, strict=True)
+
+
+def _check_answers(prior: Model, first: float, high: float) -> None:
+    """A ValueError unless the prior can be asked from the clock `first` to `high`, the noise end of its path."""
+    least, most = prior.clocks
+    if high > most + ROUNDING:
+        raise ValueError(
+            f"score_kl follows a path to its noise end, u = {high:g} on {prior.path!r}, and this prior answers up to "
+            f"u = {most:g} alone: put it on a path that ends by then, before pure noise, prior.on(path); VPSDE() ends "
+            "at u = 0.9935, VESDE() at 0.9804."
+        )
+    if first < least - ROUNDING:
+        raise ValueError(
+            f"score_kl asks the prior from u_min = {first:g} on, and this one answers from u = {least} on alone: give "
+            f"u_min={least}, or more."
+        )
+
+
+def _at_noise(prior: Model, high: float) -> float:
+    """The c of the clocks, after a ValueError where it would be infinite: 1 where nothing is wrong there."""
+    gain = float(prior.gain(torch.tensor([high], dtype=torch.float64)))
+    if prior.exact or (prior.clips and not math.isfinite(gain)):
+        return 1.0
+    if not math.isfinite(gain):
         raise ValueError(
             f"score_kl takes the prior's error up to u = {high:g}, where a network for {prior.predicts!r} is singular "
             f"on {prior.path!r}, so that the integral is infinite: train for 'v', which is singular nowhere, or take a "
             "path that ends before pure noise, such as VPSDE()."
         )
-    return Latents(low, first, high)
+    return max(1.0, gain**2)
+
+
+def mixture_of(prior: object) -> GaussianMixture | None:
+    """The law behind an exact model, wrapped or not; None where there is but a network."""
+    while isinstance(prior, Model) and not isinstance(prior, ExactModel):
+        prior = getattr(prior, "model", None)
+    return prior.mixture if isinstance(prior, ExactModel) else None
 
 
 def event_of(prior: object) -> tuple[int, ...] | None:
     """The shape of a latent where the prior is an exact model, wrapped or not; None where only a network knows."""
-    while isinstance(prior, Model) and not isinstance(prior, ExactModel):
-        prior = getattr(prior, "model", None)
-    return prior.mixture.event_shape if isinstance(prior, ExactModel) else None
+    mixture = mixture_of(prior)
+    return None if mixture is None else mixture.event_shape
 
 
 def checked_gaussian(mean: object, std: object, event: Sequence[int] | None) -> tuple[Tensor, Tensor]:
@@ -351,7 +428,18 @@ def checked_gaussian(mean: object, std: object, event: Sequence[int] | None) -> 
             f"A latent of the prior has shape {tuple(event)}, and that of mean and std is {tuple(mean.shape[1:])}."
         )
     dtype = torch.promote_types(torch.promote_types(mean.dtype, std.dtype), torch.float32)
-    return mean.to(dtype), positive(std.to(dtype))
+    return mean.to(dtype), _with_square(positive(std.to(dtype)))
+
+
+def _with_square(std: Tensor) -> Tensor:
+    """A deviation, after a ValueError where its square has no digits, looked at on the CPU alone."""
+    least = math.sqrt(torch.finfo(std.dtype).tiny)
+    if std.device.type == "cpu" and std.numel() and (found := float(std.detach().min())) < least:
+        raise ValueError(
+            f"std must be at least {least:.2g} in {std.dtype}, so that its square is not 0, and the smallest is "
+            f"{found:.2g}."
+        )
+    return std
 
 
 def _refuse_non_finite(value: Tensor) -> None:

@@ -200,6 +200,11 @@ class GaussianMixture:
         law._cast, law._isotropic = {}, {}
         return law
 
+    @property
+    def least_variance(self) -> Tensor:
+        """The smallest eigenvalue of any component's covariance, a scalar, float64: where log p bends most."""
+        return self._variances.min()
+
     def _check(self, x: Tensor) -> None:
         _checks.batch("x", x, finite=False)
         if tuple(x.shape[1:]) != self.event_shape:

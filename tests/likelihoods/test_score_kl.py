@@ -112,21 +112,27 @@ def test_no_draw_is_rare_and_large(std):
 
 
 @pytest.mark.parametrize("path", [sdegen.CondOT(), sdegen.VPSDE()], ids=lambda p: type(p).__name__)
-@pytest.mark.parametrize(("a", "low"), [(1e-10, 0.0), (0.25, 0.0), (0.0, 1e-5), (0.0, 1e-3), (-0.9e-4, 0.01 / 1.01)])
-def test_clocks_are_even_in_w(path, a, low):
+@pytest.mark.parametrize("c", [1.0, 23436.0])
+@pytest.mark.parametrize(
+    ("a", "low"), [(1e-10, 0.0), (0.25, 0.0), (0.0, 1e-9), (0.0, 1e-5), (0.0, 1e-3), (-0.9e-4, 0.01 / 1.01)]
+)
+def test_clocks_are_even_in_w(path, a, low, c):
     """And keep their digits at both ends, also in single precision."""
     high, fraction = path.ends[1], torch.linspace(1e-3, 1 - 1e-3, 999)
-    along = Clocks(torch.tensor([a]), low, high)
+    along = Clocks(torch.tensor([a]), c, low, high)
 
     def w(u):
         x = (u / (1 - u)) ** 2
-        return torch.log1p(x) - torch.log(a + x)
+        return torch.log(c + x) - torch.log(a + x)
 
-    ends = [w(torch.tensor(u)) if 0 < u < 1 else torch.tensor(-math.log(a) if u == 0 else 0.0) for u in (low, high)]
+    ends = [
+        w(torch.tensor(u)) if 0 < u < 1 else torch.tensor(math.log(c) - math.log(a) if u == 0 else 0.0)
+        for u in (low, high)
+    ]
     torch.testing.assert_close(along.length, (ends[0] - ends[1])[None], rtol=1e-12, atol=1e-12)
     u = along.at(fraction)
     torch.testing.assert_close((ends[0] - w(u)) / along.length, fraction, rtol=0, atol=1e-9)
-    single = Clocks(along.a.float(), low, high).at(fraction.float())
+    single = Clocks(along.a.float(), c, low, high).at(fraction.float())
     torch.testing.assert_close(single.double(), u, rtol=1e-4, atol=0)
     assert along.at(torch.tensor([0.0, 1.0])).tolist() == pytest.approx([low, high], abs=1e-7)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -30,6 +31,7 @@ def bad(where, value):
 ONES = torch.ones(3, 2)
 NAN = math.nan
 EXACT = sdegen.Gaussian([0.0, 0.0, 0.0], 1.0).model(sdegen.VPSDE())
+PLANE = sdegen.Gaussian([0.0, 0.0], 1.0).model(sdegen.CondOT())
 
 
 class Uniform:
@@ -99,7 +101,33 @@ CASES = {
         network(sdegen.VESDE()),
         {"u_min": 1e-3},
         ValueError,
-        r"u_min must be a finite number in \(0.0099\d*, 0.98\d*\), and it is 0.001",
+        r"u_min must be a finite number in \[0.0099\d*, 0.98\d*\], and it is 0.001",
+    ),
+    "u_min NaN": (ONES, ONES, network(), {"u_min": NAN}, ValueError, r"u_min must be a finite .* and it is nan"),
+    "u_min a bool": (ONES, ONES, PLANE, {"u_min": False}, TypeError, "u_min must be a real number, and False is bool"),
+    "u_min a tensor": (
+        ONES,
+        ONES,
+        PLANE,
+        {"u_min": torch.tensor(0.1)},
+        TypeError,
+        r"u_min must be a real number, and tensor\(0.1.*\) is Tensor",
+    ),
+    "u_min an array": (
+        ONES,
+        ONES,
+        PLANE,
+        {"u_min": np.array([0.1, 0.2])},
+        TypeError,
+        r"u_min must be a real number, and array\(\[0.1, 0.2\]\) is ndarray",
+    ),
+    "std without a square": (
+        ONES.float(),
+        1e-20 * ONES.float(),
+        PLANE,
+        {},
+        ValueError,
+        r"std must be at least 1.1e-19 in torch.float32, so that its square is not 0, and the smallest is 1e-20\.",
     ),
     "generators": (
         ONES,
@@ -131,3 +159,51 @@ def test_a_network_that_answers_nan_is_found_out():
 def test_a_clipped_network_is_finite_in_pure_noise():
     clipped = sdegen.Clipped(network(sdegen.CondOT(), "eps"), -3, 3)
     assert sdegen.score_kl(ONES, ONES, clipped, draws=2).value.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "prior",
+    [
+        network().on(sdegen.CondOT()),
+        sdegen.Guided(PLANE, lambda x, t: -x.square().sum(1)),
+        sdegen.Observed(PLANE, torch.tensor([[1.0, 0.0]]), torch.tensor([2.0]), 1.0),
+    ],
+    ids=["moved", "Guided", "Observed"],
+)
+def test_a_prior_without_an_answer_in_pure_noise_is_to_be_moved(prior):
+    """And is welcome on the path that the sentence names; score_kl has no u= to advise."""
+    CALLS.clear()
+    words = (
+        r"score_kl follows a path to its noise end, u = 1 on CondOT\(.*\), and this prior answers up to u = 0\.99\d* "
+        r"alone: put it on a path that ends by then, before pure noise, prior\.on\(path\); VPSDE\(\) ends at u = 0\.99"
+    )
+    with pytest.raises(ValueError, match=words):
+        sdegen.score_kl(ONES, ONES, prior, draws=2)
+    assert not CALLS
+    assert sdegen.score_kl(ONES, ONES, prior.on(sdegen.VPSDE()), draws=2).value.isfinite().all()
+    assert f"{sdegen.VPSDE().ends[1]:.4f}, {sdegen.VESDE().ends[1]:.4f}" == "0.9935, 0.9804"
+
+
+def test_a_prior_that_starts_later_than_its_path_needs_a_u_min():
+    """A network for sigma from 0.01 on, followed from clean data: from 0.0099 on it can be asked."""
+    prior, start = network(sdegen.VESDE(sigma_max=200.0)).on(sdegen.VPSDE()), sdegen.VESDE().ends[0]
+    CALLS.clear()
+    for u_min in (None, 1e-3):
+        with pytest.raises(
+            ValueError, match=rf"u_min = 0.001 on, .* from u = {start} on alone: give u_min={start}, or"
+        ):
+            sdegen.score_kl(ONES, ONES, prior, u_min=u_min)
+    assert not CALLS
+    for u_min in (start, 0.05):
+        assert sdegen.score_kl(ONES, ONES, prior, u_min=u_min, draws=2).value.isfinite().all()
+
+
+def test_the_start_of_a_path_from_noised_data_may_be_named():
+    low = sdegen.VESDE().ends[0]
+    named, left = (
+        sdegen.score_kl(
+            ONES, ONES, network(sdegen.VESDE()), u_min=u_min, draws=2, generator=torch.Generator().manual_seed(1)
+        )
+        for u_min in (np.float64(low), None)
+    )
+    assert torch.equal(named.value, left.value)

@@ -470,15 +470,15 @@ def _check_ends(prior: Model, solver: Solver | None, from_data: bool = True) -> 
             f"The prior answers between the clocks u = {first:g} and {last:g}, and it is to be followed along "
             f"{prior.path!r} from u = {low:g} to {high:g}: put it, by prior.on(path), on a path that stays inside."
         )
-    if prior.exact or prior.clips:
-        return
-    gains = prior.gain(torch.tensor([low, high], dtype=torch.float64)).tolist()
+    u = torch.tensor([low, high], dtype=torch.float64)
+    t, factors = prior.query(u, prior.path.time(u), -torch.ones_like(u), torch.ones_like(u), torch.zeros_like(u))
+    at_data, at_noise = torch.isfinite(torch.stack([t, *factors])).all(0).tolist()
     what = "The prior's network" if prior.predicts is None else f"A network for {prior.predicts!r}"
-    for clock, gain, asked, path in (
-        (high, gains[1], True, "ends before pure noise, such as VPSDE()"),
-        (low, gains[0], from_data, "starts at noised data, such as VESDE()"),
+    for clock, fine, path in (
+        (high, at_noise, "ends before pure noise, such as VPSDE()"),
+        (low, at_data or not from_data, "starts at noised data, such as VESDE()"),
     ):
-        if asked and not math.isfinite(gain):
+        if not fine:
             raise ValueError(
                 f"{what} is singular at u = {clock:g}, an end of {prior.path!r}: put the prior on a path that {path}, "
                 "or train it for 'v', which is singular nowhere."

@@ -330,12 +330,12 @@ class LatentModel(nn.Module):
         """The dtype and the device of latents that are drawn: the prior's, else the decoder's, else the encoder's."""
         parameters = (_first_parameter(part) for part in (self.prior, self.decoder, self.encoder))
         first, law = next((p for p in parameters if p is not None), None), _exact_of(self.prior)
-        known = [] if first is None else [(first.dtype, first.device)]
-        known += [] if law is None else [(law.mixture.dtype, law.mixture.device)]
-        if not known:
-            known = [(torch.get_default_dtype(), torch.empty(0).device)]
-        dtype = self.prior.working_dtype(torch.promote_types(known[0][0], known[-1][0]))
-        return torch.promote_types(dtype, torch.float32), known[0][1]
+        dtype, device = (torch.get_default_dtype(), None) if first is None else (first.dtype, first.device)
+        if law is not None:
+            dtype = torch.promote_types(dtype, law.mixture.dtype)
+            device = law.mixture.device if device is None else device
+        dtype = torch.promote_types(self.prior.working_dtype(dtype), torch.float32)
+        return dtype, torch.empty(0).device if device is None else device
 
     def _check_data(self, x: Tensor, generator: Generators) -> None:
         """Data (B, *event), finite as far as the CPU can see, and generators that fit them."""

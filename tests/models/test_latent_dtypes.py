@@ -22,6 +22,7 @@ class Both(nn.Module):
         self.net, self.seen = nn.Linear(inputs, 2 * outputs), set()
 
     def forward(self, x):
+        self.last = x
         self.seen.add(x.dtype)
         mean, log_std = self.net(x).chunk(2, 1)
         return mean, (0.3 * log_std).exp()
@@ -111,4 +112,14 @@ def test_latents_are_drawn_in_the_dtype_of_their_prior():
     assert drawn(function, lambda z: (z, 1.0)) == (torch.float32, torch.float32)
     model = sdegen.LatentModel(nn.Linear(3, 2), Both(2, 3).double(), function, latent_shape=(2,))
     assert model.sample(2, FAST).dtype is torch.float64
-    assert model.decoder.seen == {torch.float64}
+    assert not torch.equal(model.decoder.last.float().double(), model.decoder.last)  # with all the digits of its own
+
+
+@DTYPES
+def test_draws_in_half_precision_are_rounded_and_not_drawn_in_it(dtype):
+    prior, drawn = sdegen.Gaussian([0.0], 1.0).model(sdegen.CondOT()), []
+    for kind in (torch.float32, dtype):
+        law = torch.zeros(1, 9, dtype=kind), torch.ones((), dtype=kind)
+        model = sdegen.LatentModel(lambda x: x, lambda z, law=law: law, prior)
+        drawn.append(model.sample(50, FAST, generator=torch.Generator().manual_seed(0)))
+    assert torch.equal(drawn[0].to(dtype), drawn[1])

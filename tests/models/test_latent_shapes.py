@@ -82,6 +82,10 @@ def test_a_law_without_rows_draws_no_samples(batch_size):
     ):
         model(lambda z: Bernoulli(torch.full((3,), 0.5))).sample(4, FAST, batch_size=batch_size)
     with pytest.raises(
+        ValueError, match=r"What the decoder draws must have shape \(., \*event\), .* of shape \(3, 2\): "
+    ):
+        model(lambda z: Bernoulli(torch.full((3, 2), 0.5))).sample(4, FAST, batch_size=batch_size)
+    with pytest.raises(
         ValueError, match=r"What the encoder draws must have shape \(3, \*event\), .* of shape \(2,\): "
     ):
         sdegen.LatentModel(lambda x: Categorical(torch.ones(2, 3)), lambda z: (z, 1.0), UNIT).elbo(X, solver=FAST)

@@ -113,7 +113,7 @@ class IWAE:
 
     Attributes:
         kind: "bound": in expectation, `log_prob` of one draw of the paths may lie above log p(x).
-        log_weights: log w of every path, (B, samples).
+        log_weights: log w of every path, or of every draw of z for `LatentModel.iwae`, (B, samples).
         size: d, the number of values in one sample.
 
     Examples:
@@ -137,14 +137,17 @@ class IWAE:
 
     @property
     def standard_error(self) -> Tensor:
-        """Of `log_prob` over the draw of the paths, by the delta method, (B,); NaN for a single path."""
+        """Of `log_prob` over the draw of the paths, by the delta method, (B,); NaN for a single path.
+
+        It is not to be trusted, and mostly too small, where `effective_samples` is far below the number of paths.
+        """
         weights = torch.exp(self.log_weights - self.log_weights.amax(1, keepdim=True))
         n = weights.shape[1]
         return weights.std(1) / (math.sqrt(n) * weights.mean(1)) if n > 1 else torch.full_like(weights[:, 0], math.nan)
 
     @property
     def effective_samples(self) -> Tensor:
-        """(sum of w)^2 / sum of w^2, (B,), between 1 and the number of paths."""
+        """(sum of w)^2 / sum of w^2, (B,), between 1 and the number of paths; NaN where every weight is 0."""
         return torch.exp(2 * torch.logsumexp(self.log_weights, 1) - torch.logsumexp(2 * self.log_weights, 1))
 
     @property

@@ -7,9 +7,11 @@
     -log p(x) <= -E_q log p(x | z) + KL(q(z | x) || p)                                              loss
 
 The first two take p(z) from `log_prob`, the density of the prior's ODE. The third takes a bound on the divergence from
-`score_kl`, which costs a few network calls and has gradients for all three networks. A mixture of Gaussians as prior,
-GaussianMixture(...).model(path), makes it the GMVAE with the exact bound: the component of z is summed out, where the
-usual form takes the divergence from every component and is looser.
+`score_kl`, which costs a few network calls and has gradients for all three networks; its p(x) is that of the prior's
+reverse SDE, which differs from the ODE's unless the score is exact, and a little even then where the path ends before
+pure noise. A mixture of Gaussians as prior, GaussianMixture(...).model(path), gives the mixture term of the GMVAE
+exactly, for a mixture that is fixed where the GMVAE's depends on a second latent: the component of z is summed out,
+where the usual form takes the divergence from every component and is looser.
 
 References:
     Auto-Encoding Variational Bayes, Kingma and Welling, 2014, arXiv:1312.6114.
@@ -36,6 +38,7 @@ from sdegen.likelihoods.density import log_prob
 from sdegen.likelihoods.posterior import Bound, checked_gaussian, event_of, latents_of, score_kl
 from sdegen.likelihoods.variational import IWAE
 from sdegen.models.base import Cond, Model, instead_of_model
+from sdegen.models.exact import ExactModel
 from sdegen.models.laws import Diagonal, Foreign, Law, check_rows, law_of, named, positive
 from sdegen.sampling import LATENT_SOLVER, ode_solver, sample
 from sdegen.solvers import Exact, Hutchinson
@@ -49,7 +52,10 @@ class LatentModel(nn.Module):
     Encoder and decoder are modules, whose parameters are then this one's, or any functions. Each returns a diagonal
     Gaussian (mean, std), or a law: an object with `.log_prob`, of torch.distributions or a conditional flow such as
     zuko's, a module with forward(x) = flow(features(x)). Log-densities of a law have shape (B,), or one for every value
-    or group of values, which are summed. Training is a loop of your own::
+    or group of values, which are summed. `.loss` bounds -log p(x) under the prior's reverse SDE; `.elbo`, `.iwae` and,
+    by default, `.sample` are those of its ODE, another law unless the score is exact and, on a path that ends before
+    pure noise, slightly even then. A module is called in the dtype of its own parameters; draws and log-densities
+    are in float32 at least. Training is a loop of your own::
 
         model = sdegen.LatentModel(encoder, decoder, sdegen.ScoreModel(net, sdegen.VPSDE()), latent_shape=(8,))
         optimiser = torch.optim.Adam(model.parameters(), 1e-3)
@@ -62,8 +68,9 @@ class LatentModel(nn.Module):
     Args:
         encoder: encoder(x) for x (B, *event): (mean, std), both (B, *latent), or a law with `.rsample()` or
             `.sample()`, of shape (B, *latent), and `.log_prob(z)`.
-        decoder: decoder(z) for z (B, *latent): (mean, std) that broadcast against x, of which std may be a number, or a
-            law with `.log_prob(x)` and, for `.sample`, `.sample()`.
+        decoder: decoder(z) for z (B, *latent): (mean, std), or a law with `.log_prob(x)` and, for `.sample`,
+            `.sample()`. mean and std have as many axes as x, (B, *event), each as long as that of x or 1, or are single
+            numbers; a std for every value is (1, *event).
         prior: any model of latents: a `ScoreModel`, which is trained along, or an exact one. Latents should be of order
             one. On `VESDE` a latent is the state at sigma_min.
         latent_shape: of one latent, (*latent,); known already where the prior is exact. `.sample` needs it.
@@ -125,8 +132,9 @@ class LatentModel(nn.Module):
             -E_q log p(x | z) + KL(q(z | x) || p)
 
         by one z for every sample, with the bound of `score_kl` in place of the divergence: an unbiased estimate, whose
-        gradients reach encoder, decoder and prior. Modules stay in the mode they are in, and an accelerator is not
-        waited for.
+        gradients reach encoder, decoder and prior. p, here, is the law of the prior's reverse SDE, and p(x) what the
+        decoder makes of it; `elbo` and `iwae` bound the p(x) of its ODE. Modules stay in the mode they are in, and an
+        accelerator is not waited for.
 
         Args:
             x: data (B, *event), B at least 1.
@@ -142,7 +150,8 @@ class LatentModel(nn.Module):
         Raises:
             TypeError: an argument of another type; an encoder whose law is no diagonal Gaussian.
             ValueError: an argument that does not fit, as in `score_kl` too.
-            NonFiniteError: a bound on the divergence that is NaN or infinite, on the CPU.
+            NonFiniteError: a bound on the divergence, or a log-density of the decoder, that is NaN or infinite, on the
+                CPU.
         """
         latents_of(self.prior, u_min)
         self._check_data(x, generator)
@@ -154,9 +163,12 @@ class LatentModel(nn.Module):
                 "LatentModel.loss needs a diagonal Gaussian from the encoder, (mean, std) or a torch Normal, which has "
                 f"closed forms at every noise, and the encoder returned {named(q.law)}; elbo and iwae take any law."
             )
-        decoded = self._decoded(q.draw(generator))
+        decoded = self._decoded(q.draw(len(x), generator))
         bound = score_kl(q.mean, q.std, self.prior, draws=draws, u_min=u_min, cond=cond, generator=generator)
-        return (bound.value - decoded.log_prob(x)).mean()
+        log_x = decoded.log_prob(x)
+        if log_x.device.type == "cpu":
+            _refuse(~log_x.isfinite(), "log-density of the decoder", "samples")
+        return (bound.value - log_x).mean()
 
     def elbo(
         self,
@@ -188,16 +200,22 @@ class LatentModel(nn.Module):
             progress: as in `log_prob`.
 
         Returns:
-            The bound and the standard error of the mean over z, each (B,).
+            The bound and the standard error of the mean over z, each (B,); -inf and inf where a draw of z makes x
+            impossible.
 
         Raises:
-            TypeError: an argument of another type, before the first network call.
-            ValueError: an argument that does not fit; what encoder and decoder return does not fit.
+            TypeError: an argument of another type, before the first network call; later, what encoder or decoder return
+                is no law.
+            ValueError: an argument that does not fit, or a prior that cannot be asked at an end of its path, before the
+                first network call; later, what encoder and decoder return does not fit.
             NonFiniteError: a log-density became NaN or +inf.
         """
         asked = _Scoring(solver, trace, cond, generator, batch_size, progress)
         weights = self._log_weights(x, _checks.whole("draws", draws), asked)
-        return Bound(weights.mean(1), weights.std(1) / math.sqrt(draws) if draws > 1 else None)
+        value = weights.mean(1)
+        if draws == 1:
+            return Bound(value)
+        return Bound(value, torch.where(value == -math.inf, math.inf, weights.std(1) / math.sqrt(draws)))
 
     def iwae(
         self,
@@ -232,9 +250,9 @@ class LatentModel(nn.Module):
             The log-weights, with `.log_prob`, its `.standard_error` and `.effective_samples`.
 
         Raises:
-            TypeError: an argument of another type, such as an estimated trace, before the first network call.
-            ValueError: an argument that does not fit; what encoder and decoder return does not fit.
-            NonFiniteError: a log-density became NaN or +inf.
+            TypeError: as `elbo`, and an estimated trace.
+            ValueError: as `elbo`.
+            NonFiniteError: as `elbo`.
 
         References:
             Importance Weighted Autoencoders, Burda et al., 2016, arXiv:1509.00519.
@@ -260,10 +278,11 @@ class LatentModel(nn.Module):
         """Draws of x: a latent from the prior by `sdegen.sample`, and x from the decoder's law.
 
         Where the decoder's mean is what you want to look at, `model.decoder(z)` has it, for z = sdegen.sample(prior,
-        ...). The modules are in eval mode while it runs.
+        ...). z has the dtype of the prior's network, float32 at least, or that of an exact law, and x that of what the
+        decoder returns. The modules are in eval mode while it runs.
 
         Args:
-            n: how many.
+            n: how many; with 0 the decoder is called with no rows.
             solver: as in `sdegen.sample`; by default the ODE to tolerance 1e-6, as in `decode`.
             generator: for z and x, a torch.Generator or one per sample.
             cond: keyword arguments for the prior's network.
@@ -271,43 +290,66 @@ class LatentModel(nn.Module):
             progress: whether to show a bar of the solve (needs tqdm).
 
         Returns:
-            A tensor (n, *event).
+            A tensor (n, *event), where the event is what the decoder's mean and std broadcast to.
 
         Raises:
-            TypeError: an argument of another type, before the first network call.
-            ValueError: an argument that does not fit; a latent_shape that nobody stated.
+            TypeError: an argument of another type, before the first network call; later, what the decoder returns is no
+                law, or one without draws.
+            ValueError: an argument that does not fit, a latent_shape that nobody stated, or a prior that cannot be
+                asked at an end of its path, before the first network call; later, what the decoder returns does not
+                fit.
             NonFiniteError: a latent became NaN or infinite.
         """
-        n = _checks.whole("n", n)
+        n = _checks.whole("n", n, least=0)
         if self.latent_shape is None:
             raise ValueError(
                 "The shape of a latent is not known, since the prior is no exact one: build the model with "
                 "LatentModel(encoder, decoder, prior, latent_shape=...)."
             )
-        like = next((p for p in self.parameters() if p.is_floating_point()), torch.empty(0))
+        _check_ends(self.prior, solver, from_data=solver is None)
+        dtype, device = self._of_latents()
         z = sample(
             self.prior,
             (n, *self.latent_shape),
             LATENT_SOLVER if solver is None else solver,
             generator=generator,
             cond=cond,
-            dtype=like.dtype,
-            device=like.device,
+            dtype=dtype,
+            device=device,
             batch_size=batch_size,
             progress=progress,
         )
         with evaluating(self):
-            parts = batch_parts(z, batch_size)
-            return torch.cat([self._decoded(z[rows]).draw(generator_of_rows(generator, rows)) for rows in parts])
+            drawn = []
+            for rows in list(batch_parts(z, batch_size)) or [slice(0, 0)]:
+                law = self._decoded(z[rows])
+                drawn.append(law.draw(rows.stop - rows.start, generator_of_rows(generator, rows)))
+        return torch.cat(drawn)
+
+    def _of_latents(self) -> tuple[torch.dtype, torch.device]:
+        """The dtype and the device of latents that are drawn: the prior's, else the decoder's, else the encoder's."""
+        parameters = (_first_parameter(part) for part in (self.prior, self.decoder, self.encoder))
+        first, law = next((p for p in parameters if p is not None), None), _exact_of(self.prior)
+        dtype, device = (torch.get_default_dtype(), None) if first is None else (first.dtype, first.device)
+        if law is not None:
+            dtype = torch.promote_types(dtype, law.mixture.dtype)
+            device = law.mixture.device if device is None else device
+        dtype = torch.promote_types(self.prior.working_dtype(dtype), torch.float32)
+        return dtype, torch.empty(0).device if device is None else device
 
     def _check_data(self, x: Tensor, generator: Generators) -> None:
         """Data (B, *event), finite as far as the CPU can see, and generators that fit them."""
+        if isinstance(x, Tensor) and not (x.is_floating_point() or x.is_complex()):
+            raise TypeError(
+                f"x must have a real floating dtype, and it has {x.dtype}: pass x.float(), in which the laws of a "
+                "decoder, such as Bernoulli and Categorical, take whole numbers too."
+            )
         _checks.batch("x", x, finite=isinstance(x, Tensor) and x.device.type == "cpu")
         _checks.generators(generator, len(x), x.device)
 
     def _encoded(self, x: Tensor) -> Law:
         """q(z | x)."""
-        law = law_of("encoder", self.encoder(x))
+        law = law_of("encoder", self.encoder(_as_it_takes(self.encoder, x)))
         if isinstance(law, Foreign):
             return law
         mean, std = checked_gaussian(law.mean, law.std, self.latent_shape)
@@ -317,16 +359,17 @@ class LatentModel(nn.Module):
 
     def _decoded(self, z: Tensor) -> Law:
         """p(x | z)."""
-        law = law_of("decoder", self.decoder(z))
+        law = law_of("decoder", self.decoder(_as_it_takes(self.decoder, z)))
         return law if isinstance(law, Foreign) else Diagonal("decoder", law.mean, positive(law.std))
 
     def _log_weights(self, x: Tensor, draws: int, asked: _Scoring) -> Tensor:
         """log p(x | z) + log p(z) - log q(z | x) of every draw of z, (B, draws)."""
         asked.check()
         self._check_data(x, asked.generator)
+        _check_ends(self.prior, asked.solver)
         B = len(x)
         if not B:
-            return x.new_empty(0, draws)
+            return x.new_empty(0, draws, dtype=torch.promote_types(x.dtype, torch.float32))
         which = torch.arange(draws * B, device=x.device) % B
         with evaluating(self):
             z, log_q = self._latents(x, draws, asked)
@@ -342,14 +385,16 @@ class LatentModel(nn.Module):
             )
             parts = list(batch_parts(z, asked.batch_size))
             log_x = torch.cat([self._decoded(z[rows]).log_prob(x[which[rows]]) for rows in parts])
-        return _checked_weights(log_x + log_p - log_q).reshape(draws, B).T
+        weights = log_x + log_p - log_q
+        _refuse(weights.isnan() | (weights == math.inf), "log-weight", "latents")
+        return weights.reshape(draws, B).T
 
     def _latents(self, x: Tensor, draws: int, asked: _Scoring) -> tuple[Tensor, Tensor]:
         """Every draw of z, (draws B, *latent), one draw of the whole batch after another, and log q(z | x)."""
         latents, densities = [], []
         for rows in batch_parts(x, asked.batch_size):
             q, generator = self._encoded(x[rows]), generator_of_rows(asked.generator, rows)
-            own = [q.draw(generator) for _ in range(draws)]
+            own = [q.draw(rows.stop - rows.start, generator) for _ in range(draws)]
             check_rows("encoder", own[0], rows.stop - rows.start, self.latent_shape)
             latents.append(torch.stack(own))
             densities.append(torch.stack([q.log_prob(z) for z in own]))
@@ -394,9 +439,54 @@ def _latent_shape(stated: object, known: tuple[int, ...] | None) -> tuple[int, .
     return shape
 
 
-def _checked_weights(weights: Tensor) -> Tensor:
-    """Log-weights, of which -inf may be one, after a NonFiniteError for NaN and +inf."""
-    bad = int((weights.isnan() | (weights == math.inf)).sum())
-    if bad:
-        raise NonFiniteError(f"The log-weight of {bad} of {len(weights)} latents is NaN or infinite.")
-    return weights
+def _first_parameter(part: object) -> Tensor | None:
+    """The first floating parameter of a module; None where there is none."""
+    parameters = part.parameters() if isinstance(part, nn.Module) else ()
+    return next((p for p in parameters if p.dtype.is_floating_point), None)
+
+
+def _as_it_takes(part: object, x: Tensor) -> Tensor:
+    """`x` in the dtype of a module's parameters; as it is where there are none."""
+    first = _first_parameter(part)
+    return x if first is None else x.to(first.dtype)
+
+
+def _exact_of(prior: object) -> ExactModel | None:
+    """The exact model that a prior is, wrapped or not; None for a network."""
+    while isinstance(prior, Model) and not isinstance(prior, ExactModel):
+        prior = getattr(prior, "model", None)
+    return prior if isinstance(prior, ExactModel) else None
+
+
+def _check_ends(prior: Model, solver: Solver | None, from_data: bool = True) -> None:
+    """A ValueError where the prior cannot be asked at an end of its path, which LatentModel goes along as a whole.
+
+    At the data end only if the solve is `from_data`: not every solver that arrives there asks.
+    """
+    low, high = sorted(getattr(solver, "span", None) or prior.path.ends)
+    first, last = prior.clocks
+    if low < first - 1e-12 or high > last + 1e-12:
+        raise ValueError(
+            f"The prior answers between the clocks u = {first:g} and {last:g}, and it is to be followed along "
+            f"{prior.path!r} from u = {low:g} to {high:g}: put it, by prior.on(path), on a path that stays inside."
+        )
+    u = torch.tensor([low, high], dtype=torch.float64)
+    t, factors = prior.query(u, prior.path.time(u), -torch.ones_like(u), torch.ones_like(u), torch.zeros_like(u))
+    at_data, at_noise = torch.isfinite(torch.stack([t, *factors])).all(0).tolist()
+    what = "The prior's network" if prior.predicts is None else f"A network for {prior.predicts!r}"
+    for clock, fine, path in (
+        (high, at_noise, "ends before pure noise, such as VPSDE()"),
+        (low, at_data or not from_data, "starts at noised data, such as VESDE()"),
+    ):
+        if not fine:
+            raise ValueError(
+                f"{what} is singular at u = {clock:g}, an end of {prior.path!r}: put the prior on a path that {path}, "
+                "or train it for 'v', which is singular nowhere."
+            )
+
+
+def _refuse(bad: Tensor, what: str, of: str) -> None:
+    """A NonFiniteError that counts the `bad` ones, if any."""
+    many = int(bad.sum())
+    if many:
+        raise NonFiniteError(f"The {what} of {many} of {len(bad)} {of} is NaN or infinite.")

@@ -8,6 +8,7 @@ Either is drawn from by `draw`, one value per sample, and has a log-density per 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, cast
 
@@ -32,7 +33,7 @@ class Diagonal:
 
     Attributes:
         whose: "encoder" or "decoder", for the sentences of errors.
-        mean: broadcasting against what is scored.
+        mean: with as many axes as what is scored, each as long or 1, or a single number.
         std: likewise, positive.
     """
 
@@ -42,21 +43,40 @@ class Diagonal:
 
     __repr__ = summary
 
-    def draw(self, generator: Generators) -> Tensor:
-        """mean + std z, with gradients in both."""
-        mean = self.mean + torch.zeros_like(self.std)
-        return mean + self.std * normal(mean.shape, generator, mean.dtype, mean.device)
+    def draw(self, rows: int, generator: Generators) -> Tensor:
+        """mean + std z for so many samples, with gradients in both, drawn in float32 at least."""
+        against = f"({rows}, *event)"
+        try:
+            shape = torch.broadcast_shapes(self.mean.shape, self.std.shape)
+        except RuntimeError as error:
+            raise self._misfit(against) from error
+        if len(shape) < 2:
+            raise self._misfit(against)
+        mean, std = self._spread((rows, *shape[1:]), against)
+        dtype = torch.result_type(self.mean, self.std)
+        wide = torch.promote_types(dtype, torch.float32)
+        return (mean.to(wide) + std.to(wide) * normal(mean.shape, generator, wide, mean.device)).to(dtype)
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """Of `x` (B, *event), (B,)."""
-        try:
-            mean, std = self.mean.expand(x.shape), self.std.expand(x.shape)
-        except RuntimeError as error:
-            raise ValueError(
-                f"mean and std of the {self.whose} must broadcast against {tuple(x.shape)}, and they have shapes "
-                f"{tuple(self.mean.shape)} and {tuple(self.std.shape)}."
-            ) from error
+        """Of `x` (B, *event), (B,), in float32 at least."""
+        mean, std = (at_least_single(part) for part in self._spread(x.shape, str(tuple(x.shape))))
         return -0.5 * sum_event(((x - mean) / std) ** 2 + 2 * torch.log(std) + math.log(2 * math.pi))
+
+    def _spread(self, shape: Sequence[int], against: str) -> tuple[Tensor, Tensor]:
+        """(mean, std) of this shape: a shorter one would be taken for values of one sample where it holds the rows."""
+        if any(part.numel() != 1 and part.ndim != len(shape) for part in (self.mean, self.std)):
+            raise self._misfit(against)
+        try:
+            return self.mean.expand(*shape), self.std.expand(*shape)
+        except RuntimeError as error:
+            raise self._misfit(against) from error
+
+    def _misfit(self, against: str) -> ValueError:
+        return ValueError(
+            f"mean and std of the {self.whose} must broadcast against {against}, and they have shapes "
+            f"{tuple(self.mean.shape)} and {tuple(self.std.shape)}: each has as many axes, the first of them for the "
+            "samples or of size 1, or is a single number."
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,8 +91,8 @@ class Foreign:
     whose: str
     law: Density
 
-    def draw(self, generator: Generators) -> Tensor:
-        """One draw of every sample, from torch's global generator."""
+    def draw(self, rows: int, generator: Generators) -> Tensor:
+        """One draw of so many samples, from torch's global generator."""
         if generator is not None:
             raise ValueError(
                 f"generator= cannot reach {named(self.law)}, the law of the {self.whose}, which draws from torch's "
@@ -81,7 +101,13 @@ class Foreign:
         sample = getattr(self.law, "sample", None) or getattr(self.law, "rsample", None)
         if not callable(sample):
             raise TypeError(f"The law of the {self.whose} has no method sample() to draw by: {named(self.law)}.")
-        return cast(Tensor, sample())
+        drawn = sample()
+        if not isinstance(drawn, Tensor) or drawn.ndim < 2 or len(drawn) != rows:
+            raise ValueError(
+                f"What the {self.whose} draws must have shape ({rows}, *event), and it is {named(drawn)}: the law that "
+                "it returns must hold one law per sample."
+            )
+        return drawn
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Of `x` (B, *event), (B,): what the law says per value, or per group of values, is summed."""
@@ -92,6 +118,7 @@ class Foreign:
                 f"log_prob of the {self.whose}'s law must give one number per sample, shape ({len(x)},), or one per "
                 f"value, {tuple(x.shape)}, and it gave {got}."
             )
+        value = at_least_single(value)
         return sum_event(value) if value.ndim > 1 else value
 
 
@@ -124,6 +151,11 @@ def named(value: object) -> str:
         return f"a tensor of shape {tuple(value.shape)}"
     many = f" of {len(value)}" if isinstance(value, (tuple, list)) else ""
     return f"a {type(value).__name__}{many}"
+
+
+def at_least_single(x: Tensor) -> Tensor:
+    """`x` in float32 where its dtype holds fewer digits."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def positive(std: Tensor) -> Tensor:

@@ -70,7 +70,7 @@ ASKED = {
         TypeError,
         r"needs the exact trace, 'exact' or Exact\(chunk\), and trace is Hutchinson\(probes=2\)",
     ),
-    "sample, n": (lambda: model().sample(0), ValueError, "n must be at least 1, and it is 0"),
+    "sample, n": (lambda: model().sample(-1), ValueError, "n must be at least 0, and it is -1"),
     "sample, shape": (
         lambda: pairs().sample(2, FAST),
         ValueError,

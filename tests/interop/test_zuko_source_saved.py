@@ -55,7 +55,7 @@ def test_another_flow_is_refused_and_the_same_one_taken(tmp_path, wrap):
         list(trained.parameters())[-1].add_(1e-4)
     for other in (flow(1), flow(d=3), flow(transforms=2), trained):
         refused(saved, model(source(other), wrap), file)
-    for same in (flow(), copy.deepcopy(saved.path.source.flow), flow().float(), torch.compile(flow(), backend="eager")):
+    for same in (flow(), copy.deepcopy(saved.path.source.flow), flow().float()):
         again = model(source(same), wrap)
         assert sdegen.load(file, MLP(2, 8, 1), path=again.path).path is again.path
         again.load_state_dict(saved.state_dict())

@@ -143,11 +143,11 @@ def score_kl(
 
     Raises:
         TypeError: an argument of another type, before the first network call.
-        ValueError: an argument that does not fit, before the first network call: a std that is not positive, or whose
-            square is 0 in its dtype, latents of another shape than those of an exact prior, a prior without a score, in
-            other units, that does not answer from u_min to the noise end of its path, or whose network is singular in
-            the pure noise that the path ends in. Values on an accelerator are not looked at: there a std
-            that is not positive gives NaN.
+        ValueError: an argument that does not fit, before the first network call: a std that is not positive, whose
+            square is 0 in its dtype, or which is nothing beside the noise in latents of `VESDE`; latents of another
+            shape than those of an exact prior; a prior without a score, in other units, that does not answer from u_min
+            to the noise end of its path, or whose network is singular in the pure noise that the path ends in. Values
+            on an accelerator are not looked at: there a std that is not positive gives NaN.
         NonFiniteError: for a bound that is NaN or infinite, on the CPU.
 
     Examples:
@@ -169,6 +169,7 @@ def score_kl(
     _checks.generators(generator, len(mean), mean.device)
     arguments = _checks.network_arguments(_checks.conditions(cond))
     q = Posterior.of(prior, mean, std, latents.start, arguments, generator)
+    _check_width(prior, q, std)
     terms = _terms(prior, q, latents, draws)
     value = q.at_noise(latents.high) + q.about_x_hat(latents.u_min) + terms.sum(1)
     if value.device.type == "cpu":
@@ -440,6 +441,23 @@ def _with_square(std: Tensor) -> Tensor:
             f"{found:.2g}."
         )
     return std
+
+
+def _check_width(prior: Model, q: Posterior, std: Tensor) -> None:
+    """A ValueError for a deviation that is lost beside that of the noise in the latents; on the CPU alone.
+
+    Below a thousandth of it hardly any clock falls where the integrand is, at sigma_0^2 + std^2.
+    """
+    sigma_0 = math.sqrt(ratio(q.start))
+    if std.device.type != "cpu" or not sigma_0 or not std.numel():
+        return
+    least = 1e-3 * sigma_0
+    if float(q.std.detach().min()) < least:
+        alpha = float((std / q.std).detach().flatten()[0])
+        raise ValueError(
+            f"std must be at least {alpha * least:.2g} on {prior.path!r}, where latents hold noise of deviation "
+            f"{alpha * sigma_0:.2g}, and the smallest is {float(std.detach().min()):.2g}."
+        )
 
 
 def _refuse_non_finite(value: Tensor) -> None:

@@ -66,26 +66,20 @@ def portrait(path: GaussianPath, device: torch.device | None = None) -> Portrait
 
 
 def _inside(source: object) -> Portrait:
-    """The size of a source's events, where it says one, and the digest of its tensors, where it has any.
+    """The size of a source's events, where it says one, and the digest of its networks' weights, where it has any.
 
-    These are the weights of its networks and its public attributes, to 16 bits: what is computed for them on another
-    machine may differ by rounding.
+    They are read in single precision, so that a copy in double is the same one.
     """
     size = getattr(source, "event_size", None)
     known: Portrait = {"source_size": size} if type(size) is int else {}
-    held = {"": source} if isinstance(source, nn.Module) else getattr(source, "__dict__", {})
-    tensors = [value for name, value in held.items() if isinstance(value, Tensor) and not name.startswith("_")]
-    networks = [value for value in held.values() if isinstance(value, nn.Module)]
-    tensors += [value for net in networks for value in net.state_dict().values() if isinstance(value, Tensor)]
-    if not tensors or any(value.is_meta or is_lazy(value) for value in tensors):
+    held = [source] if isinstance(source, nn.Module) else getattr(source, "__dict__", {}).values()
+    networks = [value for value in held if isinstance(value, nn.Module)]
+    weights = [value for net in networks for value in net.state_dict().values() if isinstance(value, Tensor)]
+    if not weights or any(value.is_meta or is_lazy(value) for value in weights):
         return known
-    return {**known, "source_digest": fingerprint([_rounded(value) for value in tensors])}
-
-
-def _rounded(value: Tensor) -> Tensor:
-    """The 16 leading bits of floating numbers, and anything else as it is, on the CPU."""
-    value = value.detach().cpu()
-    return (value.float().contiguous().view(torch.int32) + 128) >> 8 if value.is_floating_point() else value
+    single = [value.detach().cpu() for value in weights]
+    single = [value.float() if value.is_floating_point() else value for value in single]
+    return {**known, "source_digest": fingerprint(single)}
 
 
 def _curves(path: GaussianPath, device: torch.device, *others: torch.device) -> Portrait:

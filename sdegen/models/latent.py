@@ -54,8 +54,8 @@ class LatentModel(nn.Module):
     zuko's, a module with forward(x) = flow(features(x)). Log-densities of a law have shape (B,), or one for every value
     or group of values, which are summed. `.loss` bounds -log p(x) under the prior's reverse SDE; `.elbo`, `.iwae` and,
     by default, `.sample` are those of its ODE, another law unless the score is exact and, on a path that ends before
-    pure noise, slightly even then. A module is called in the dtype of its own parameters; draws and log-densities
-    are in float32 at least. Training is a loop of your own::
+    pure noise, slightly even then. A module is called in the dtype of its own parameters; z and
+    log-densities are in float32 at least, x in what the decoder answers in. Training is a loop of your own::
 
         model = sdegen.LatentModel(encoder, decoder, sdegen.ScoreModel(net, sdegen.VPSDE()), latent_shape=(8,))
         optimiser = torch.optim.Adam(model.parameters(), 1e-3)
@@ -66,11 +66,11 @@ class LatentModel(nn.Module):
             optimiser.step()
 
     Args:
-        encoder: encoder(x) for x (B, *event): (mean, std), both (B, *latent), or a law with `.rsample()` or
+        encoder: encoder(x) for x (B, *event): (mean, std), the mean (B, *latent), or a law with `.rsample()` or
             `.sample()`, of shape (B, *latent), and `.log_prob(z)`.
         decoder: decoder(z) for z (B, *latent): (mean, std), or a law with `.log_prob(x)` and, for `.sample`,
             `.sample()`. mean and std have as many axes as x, (B, *event), each as long as that of x or 1, or are single
-            numbers; a std for every value is (1, *event).
+            numbers; a std may have the shape of one sample, as a parameter has.
         prior: any model of latents: a `ScoreModel`, which is trained along, or an exact one. Latents should be of order
             one. On `VESDE` a latent is the state at sigma_min.
         latent_shape: of one latent, (*latent,); known already where the prior is exact. `.sample` needs it.
@@ -352,7 +352,7 @@ class LatentModel(nn.Module):
         law = law_of("encoder", self.encoder(_as_it_takes(self.encoder, x)))
         if isinstance(law, Foreign):
             return law
-        mean, std = checked_gaussian(law.mean, law.std, self.latent_shape)
+        mean, std = checked_gaussian(law.mean, _like_mean(law), self.latent_shape)
         if len(mean) != len(x):
             raise ValueError(f"The encoder must return one latent per sample, {len(x)} rows, and it gave {len(mean)}.")
         return Diagonal("encoder", mean, std)
@@ -425,6 +425,14 @@ class _Scoring(NamedTuple):
         """That of all rows, where a sample stands there once for every draw."""
         several = self.generator is not None and not isinstance(self.generator, torch.Generator)
         return [*cast("Sequence[torch.Generator]", self.generator)] * draws if several else self.generator
+
+
+def _like_mean(law: Diagonal) -> Tensor:
+    """The std of q for every value of its mean, where it broadcasts to one."""
+    try:
+        return law.std.expand_as(law.mean)
+    except RuntimeError:
+        return law.std
 
 
 def _latent_shape(stated: object, known: tuple[int, ...] | None) -> tuple[int, ...] | None:

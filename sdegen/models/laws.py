@@ -75,7 +75,7 @@ class Diagonal:
         return ValueError(
             f"mean and std of the {self.whose} must broadcast against {against}, and they have shapes "
             f"{tuple(self.mean.shape)} and {tuple(self.std.shape)}: each has as many axes, the first of them for the "
-            "samples or of size 1, or is a single number."
+            "samples or of size 1, or is a single number; a std may also have the shape of one sample."
         )
 
 
@@ -126,13 +126,16 @@ Law = Diagonal | Foreign
 
 
 def law_of(whose: str, answer: object) -> Law:
-    """The law that a network returned: torch's Normals are diagonal Gaussians like any other; a std may be a number."""
+    """The law that a network returned: torch's Normals are diagonal Gaussians like any other.
+
+    A std may be a number, or of the shape of one sample, such as a learned parameter.
+    """
     if isinstance(answer, (tuple, list)) and len(answer) == 2 and isinstance(answer[0], Tensor):
         mean, std = answer[0], plain(answer[1])
         if isinstance(std, (int, float)) and not isinstance(std, bool):
             std = mean.new_full((), std)
         if isinstance(std, Tensor):
-            return Diagonal(whose, mean, std)
+            return Diagonal(whose, mean, std[None] if mean.ndim > 1 and std.shape == mean.shape[1:] else std)
     inner = answer
     while isinstance(inner, Independent):
         inner = inner.base_dist

@@ -155,3 +155,18 @@ def test_a_generator_per_sample_is_one_question_to_the_flow():
     torch.testing.assert_close(found, alone, rtol=0, atol=1e-13)
     for retimed in (sdegen.Retimed(path), path):
         assert torch.equal(retimed.noise_like(x, sdegen.seeds(5)), found)
+
+
+class Steep(nn.Module):
+    """z = (x - 1) / 1e-15: rounding x moves z by a tenth, so that no inverse hits it."""
+
+    def forward(self):
+        base = zuko.distributions.DiagNormal(torch.zeros(2), torch.ones(2))
+        f = torch.distributions.AffineTransform(1.0, 1e-15).inv
+        return zuko.distributions.NormalizingFlow(zuko.transforms.DependentTransform(f, 1), base)
+
+
+def test_a_steep_flow_is_no_flow_without_an_inverse():
+    x = source(Steep()).sample((200, 2), torch.Generator().manual_seed(0))
+    z = (x - 1) / 1e-15
+    assert float((z - torch.randn(200, 2, generator=torch.Generator().manual_seed(0))).abs().max()) > 0.05

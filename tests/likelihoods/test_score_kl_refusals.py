@@ -207,3 +207,13 @@ def test_the_start_of_a_path_from_noised_data_may_be_named():
         for u_min in (np.float64(low), None)
     )
     assert torch.equal(named.value, left.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_std_that_is_nothing_beside_the_noise_in_the_latents(dtype):
+    """sigma_0 is 0.01 on VESDE."""
+    prior, mean = sdegen.Gaussian([0.0], 1.0).model(sdegen.VESDE()), torch.zeros(2, 1, dtype=dtype)
+    words = r"std must be at least 1e-05 on VESDE.*, where latents hold noise of deviation 0\.01, and .* is 9e-06\."
+    with pytest.raises(ValueError, match=words):
+        sdegen.score_kl(mean, torch.full_like(mean, 9e-6), prior)
+    assert bool(sdegen.score_kl(mean, torch.full_like(mean, 1.1e-5), prior).value.isfinite().all())

@@ -31,6 +31,7 @@ FIT = {
     "one row, a number": lambda z: (torch.zeros(1, 3), torch.ones(())),
     "a number": lambda z: (torch.tensor(0.0), torch.ones(len(z), 3)),
     "one std per sample": lambda z: (torch.zeros(1, 3), torch.ones(len(z), 1)),
+    "one std per value": lambda z: (torch.zeros(len(z), 3), torch.ones(3)),
     "all": lambda z: (torch.zeros(len(z), 3), torch.ones(len(z), 3)),
 }
 
@@ -47,10 +48,22 @@ def test_what_broadcasts_is_one_law_per_sample(name):
     torch.testing.assert_close(one._decoded(X[:, :2]).log_prob(X), exact)
 
 
+@pytest.mark.parametrize("std", [0.5, torch.tensor(0.5), torch.full((2,), 0.5), torch.full((1, 2), 0.5)], ids=repr)
+def test_the_std_of_an_encoder_broadcasts_too(std):
+    def mean_and_std(x):
+        return encoder(x)[0], std
+
+    spread = sdegen.LatentModel(mean_and_std, FIT["numbers"], UNIT)
+    for verb in ("loss", "elbo"):
+        found, all_written = (
+            getattr(m, verb)(X, generator=torch.Generator().manual_seed(0)) for m in (spread, model(FIT["numbers"]))
+        )
+        torch.testing.assert_close(*(v if verb == "loss" else v.value for v in (found, all_written)))
+
+
 MISFIT = {
     "no rows": (lambda z: (torch.zeros(3), torch.ones(3)), r"\(3,\) and \(3,\)"),
     "no event": (lambda z: (z.sum(1), torch.ones(1)), r"\(3,\) and \(1,\)"),
-    "std without rows": (lambda z: (torch.zeros(len(z), 3), torch.ones(3)), r"\(3, 3\) and \(3,\)"),
     "other rows": (lambda z: (torch.zeros(2, 3), 1.0), r"\(2, 3\) and \(\)"),
 }
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -114,6 +114,18 @@ def signs(shape: Sequence[int], generator: Generators, dtype: torch.dtype, devic
     """Rademacher numbers, +1 or -1 with equal odds, drawn like `normal`."""
     z = normal(shape, generator, dtype, device)
     return torch.where(z >= 0, 1.0, -1.0).to(dtype)
+
+
+def first_weight(part: object) -> Tensor | None:
+    """The first floating parameter of a module, whose dtype and device its input takes; None where there is none."""
+    weights = part.parameters() if isinstance(part, nn.Module) else ()
+    return next((p for p in weights if p.is_floating_point()), None)
+
+
+def dtype_of(part: object, default: torch.dtype) -> torch.dtype:
+    """The dtype of a module's weights, or `default` where there are none."""
+    first = first_weight(part)
+    return default if first is None else first.dtype
 
 
 def generator_of_rows(generator: Generators, rows: slice | Tensor) -> Generators:

@@ -165,7 +165,8 @@ def score_kl(
     """
     latents = latents_of(prior, u_min)
     check_draws(draws)
-    mean, std = checked_gaussian(mean, std, event_of(prior))
+    law = law_behind(prior)
+    mean, std = checked_gaussian(mean, std, None if law is None else law.event_shape)
     _checks.generators(generator, len(mean), mean.device)
     arguments = _checks.network_arguments(_checks.conditions(cond))
     q = Posterior.of(prior, mean, std, latents.start, arguments, generator)
@@ -291,9 +292,9 @@ class Clocks(NamedTuple):
     @classmethod
     def of(cls, prior: Model, q: Posterior, latents: Latents) -> Clocks:
         """Those that suit q, the prior's law where it is known, and what its network predicts."""
-        a, mixture = q.narrow, mixture_of(prior)
-        if prior.exact and mixture is not None:
-            a = torch.minimum(a, mixture.least_variance.to(a))
+        a, law = q.narrow, law_behind(prior)
+        if prior.exact and law is not None:
+            a = torch.minimum(a, law.least_variance.to(a))
         return cls(torch.clamp(a, max=MOST if prior.exact else 0.0), latents.c, latents.u_min, latents.high)
 
     @property
@@ -401,17 +402,11 @@ def _at_noise(prior: Model, high: float) -> float:
     return max(1.0, gain**2)
 
 
-def mixture_of(prior: object) -> GaussianMixture | None:
-    """The law behind an exact model, wrapped or not; None where there is but a network."""
+def law_behind(prior: object) -> GaussianMixture | None:
+    """The law of an exact model, wrapped or not, whose event shape is that of a latent; None for a network."""
     while isinstance(prior, Model) and not isinstance(prior, ExactModel):
         prior = getattr(prior, "model", None)
     return prior.mixture if isinstance(prior, ExactModel) else None
-
-
-def event_of(prior: object) -> tuple[int, ...] | None:
-    """The shape of a latent where the prior is an exact model, wrapped or not; None where only a network knows."""
-    mixture = mixture_of(prior)
-    return None if mixture is None else mixture.event_shape
 
 
 def checked_gaussian(mean: object, std: object, event: Sequence[int] | None) -> tuple[Tensor, Tensor]:

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from sdegen import _checks
 from sdegen._derivatives import differentiated
+from sdegen._shapes import dtype_of
 from sdegen.models import conditions
 from sdegen.models.base import Model
 from sdegen.models.wrapped import OnPath, Slope, Wrapped
@@ -251,8 +252,7 @@ def _quantile(x: Tensor, q: float) -> Tensor:
 
 def _shown(log_weight: Callable[..., Tensor], x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
     """x and t, one time per row, in the precision of the weights of a module."""
-    weights = log_weight.parameters() if isinstance(log_weight, torch.nn.Module) else ()
-    dtype = next((p.dtype for p in weights if p.is_floating_point()), x.dtype)
+    dtype = dtype_of(log_weight, x.dtype)
     return x.to(dtype), t.reshape(-1).expand(len(x)).to(dtype)
 
 

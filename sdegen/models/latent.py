@@ -33,12 +33,11 @@ from torch import Tensor, nn
 from sdegen import _checks
 from sdegen._arguments import batch_parts, evaluating
 from sdegen._checks import NonFiniteError
-from sdegen._shapes import Generators, event_size, generator_of_rows
+from sdegen._shapes import Generators, dtype_of, event_size, first_weight, generator_of_rows
 from sdegen.likelihoods.density import log_prob
-from sdegen.likelihoods.posterior import Bound, checked_gaussian, event_of, latents_of, score_kl
+from sdegen.likelihoods.posterior import ROUNDING, Bound, checked_gaussian, latents_of, law_behind, score_kl
 from sdegen.likelihoods.variational import IWAE
 from sdegen.models.base import Cond, Model, instead_of_model
-from sdegen.models.exact import ExactModel
 from sdegen.models.laws import Diagonal, Foreign, Law, check_rows, law_of, named, positive
 from sdegen.sampling import LATENT_SOLVER, ode_solver, sample
 from sdegen.solvers import Exact, Hutchinson
@@ -115,7 +114,8 @@ class LatentModel(nn.Module):
         self.encoder = encoder
         self.decoder = decoder
         self.prior = prior
-        self.latent_shape = _latent_shape(latent_shape, event_of(prior))
+        law = law_behind(prior)
+        self.latent_shape = _latent_shape(latent_shape, None if law is None else law.event_shape)
 
     def __repr__(self) -> str:
         names = (
@@ -328,12 +328,12 @@ class LatentModel(nn.Module):
 
     def _of_latents(self) -> tuple[torch.dtype, torch.device]:
         """The dtype and the device of latents that are drawn: the prior's, else the decoder's, else the encoder's."""
-        parameters = (_first_parameter(part) for part in (self.prior, self.decoder, self.encoder))
-        first, law = next((p for p in parameters if p is not None), None), _exact_of(self.prior)
+        parameters = (first_weight(part) for part in (self.prior, self.decoder, self.encoder))
+        first, law = next((p for p in parameters if p is not None), None), law_behind(self.prior)
         dtype, device = (torch.get_default_dtype(), None) if first is None else (first.dtype, first.device)
         if law is not None:
-            dtype = torch.promote_types(dtype, law.mixture.dtype)
-            device = law.mixture.device if device is None else device
+            dtype = torch.promote_types(dtype, law.dtype)
+            device = law.device if device is None else device
         dtype = torch.promote_types(self.prior.working_dtype(dtype), torch.float32)
         return dtype, torch.empty(0).device if device is None else device
 
@@ -349,7 +349,7 @@ class LatentModel(nn.Module):
 
     def _encoded(self, x: Tensor) -> Law:
         """q(z | x)."""
-        law = law_of("encoder", self.encoder(_as_it_takes(self.encoder, x)))
+        law = law_of("encoder", self.encoder(x.to(dtype_of(self.encoder, x.dtype))))
         if isinstance(law, Foreign):
             return law
         mean, std = checked_gaussian(law.mean, _like_mean(law), self.latent_shape)
@@ -359,7 +359,7 @@ class LatentModel(nn.Module):
 
     def _decoded(self, z: Tensor) -> Law:
         """p(x | z)."""
-        law = law_of("decoder", self.decoder(_as_it_takes(self.decoder, z)))
+        law = law_of("decoder", self.decoder(z.to(dtype_of(self.decoder, z.dtype))))
         return law if isinstance(law, Foreign) else Diagonal("decoder", law.mean, positive(law.std))
 
     def _log_weights(self, x: Tensor, draws: int, asked: _Scoring) -> Tensor:
@@ -447,25 +447,6 @@ def _latent_shape(stated: object, known: tuple[int, ...] | None) -> tuple[int, .
     return shape
 
 
-def _first_parameter(part: object) -> Tensor | None:
-    """The first floating parameter of a module; None where there is none."""
-    parameters = part.parameters() if isinstance(part, nn.Module) else ()
-    return next((p for p in parameters if p.dtype.is_floating_point), None)
-
-
-def _as_it_takes(part: object, x: Tensor) -> Tensor:
-    """`x` in the dtype of a module's parameters; as it is where there are none."""
-    first = _first_parameter(part)
-    return x if first is None else x.to(first.dtype)
-
-
-def _exact_of(prior: object) -> ExactModel | None:
-    """The exact model that a prior is, wrapped or not; None for a network."""
-    while isinstance(prior, Model) and not isinstance(prior, ExactModel):
-        prior = getattr(prior, "model", None)
-    return prior if isinstance(prior, ExactModel) else None
-
-
 def _check_ends(prior: Model, solver: Solver | None, from_data: bool = True) -> None:
     """A ValueError where the prior cannot be asked at an end of its path, which LatentModel goes along as a whole.
 
@@ -473,7 +454,7 @@ def _check_ends(prior: Model, solver: Solver | None, from_data: bool = True) -> 
     """
     low, high = sorted(getattr(solver, "span", None) or prior.path.ends)
     first, last = prior.clocks
-    if low < first - 1e-12 or high > last + 1e-12:
+    if low < first - ROUNDING or high > last + ROUNDING:
         raise ValueError(
             f"The prior answers between the clocks u = {first:g} and {last:g}, and it is to be followed along "
             f"{prior.path!r} from u = {low:g} to {high:g}: put it, by prior.on(path), on a path that stays inside."

@@ -15,7 +15,7 @@ from torch.nn.parameter import is_lazy
 from sdegen import _checks
 from sdegen._checks import stacklevel_outside
 from sdegen._derivatives import following
-from sdegen._shapes import batch_of_times
+from sdegen._shapes import batch_of_times, dtype_of
 from sdegen.models.base import PREDICTIONS, Cond, Model, Query, combined, instead_of_model, prediction_row
 from sdegen.models.identity import as_tensor, differences, from_tensor, identity
 from sdegen.models.standardised import Standardize
@@ -154,8 +154,7 @@ class ScoreModel(Model):
 
     def working_dtype(self, default: torch.dtype) -> torch.dtype:
         """The dtype of the network's parameters, or `default` where there are none."""
-        parameters = self.net.parameters() if isinstance(self.net, nn.Module) else ()
-        return next((p.dtype for p in parameters if p.is_floating_point()), default)
+        return dtype_of(self.net, default)
 
     def _shown(self, x_t: Tensor, t: Tensor, dtype: torch.dtype) -> tuple[Tensor, object]:
         """What the network takes, in `dtype`: x_t as it is, and a copy of t, since the network may write into it."""

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from sdegen import _checks
 from sdegen._derivatives import differentiated, twice_differentiable
-from sdegen._shapes import event_size
+from sdegen._shapes import dtype_of, event_size
 from sdegen.models.base import Model
 from sdegen.models.guidance import Steered
 from sdegen.models.wrapped import Slope
@@ -151,10 +151,8 @@ def _forward(seen: Tensor, x_hat: Tensor, keep: bool) -> Operator:
 
 def _observed(observe: Operator, x: Tensor) -> Tensor:
     """A x, by kernels that can be differentiated twice, in the precision of a module's own weights."""
-    weights = observe.parameters() if isinstance(observe, nn.Module) else ()
-    dtype = next((p.dtype for p in weights if p.is_floating_point()), x.dtype)
     with twice_differentiable():
-        seen = observe(x.to(dtype))
+        seen = observe(x.to(dtype_of(observe, x.dtype)))
     return seen.to(x.dtype) if isinstance(seen, Tensor) else seen
 
 

@@ -34,7 +34,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from sdegen import _checks
 from sdegen._arguments import evaluating, warn_of_hidden_modules
-from sdegen._shapes import Generators, batch_of_times, like, uniform
+from sdegen._shapes import Generators, batch_of_times, dtype_of, like, uniform
 from sdegen.likelihoods.weighted import Estimate
 from sdegen.models.base import Cond
 from sdegen.paths.gaussian import GaussianPath
@@ -245,8 +245,7 @@ def _diffused(
 
 def _logits(name: str, net: Logit, inputs: tuple[Tensor, ...], cond: Mapping[str, object]) -> Tensor:
     """What a network says of a batch: one number per row, in at least float32; NaN is looked for on the CPU."""
-    weights = net.parameters() if isinstance(net, nn.Module) else ()
-    dtype = next((p.dtype for p in weights if p.is_floating_point()), inputs[0].dtype)
+    dtype = dtype_of(net, inputs[0].dtype)
     inputs, n = tuple(each.to(dtype) for each in inputs), len(inputs[0])
     if inputs[0].device.type == "cpu" and not bool(inputs[0].detach().isfinite().all()):
         raise ValueError(
